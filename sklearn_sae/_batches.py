@@ -1,0 +1,153 @@
+"""Trials as the user gave them, and minibatches of them as the model wants them.
+
+A recording stays in its own dtype and place (a memory map stays on disk); only the trials of a
+batch are converted. NaN, the padding of ragged trials and entries hidden on purpose all become one
+thing: a mask of observed entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Trials"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some trials on a device: ``counts`` and ``mask`` are ``(n_bins, n_neurons, n_trials)``.
+
+    ``mask`` is None where every entry was observed; ``counts`` is zero where it was not.
+    ``lengths`` holds the number of bins up to each trial's last observed one, ``rows`` where the
+    trials stand in the recording.
+    """
+
+    counts: Tensor
+    mask: Tensor | None
+    lengths: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def hide(self, hidden: Tensor) -> Batch:
+        """The same batch with the entries in ``hidden`` (boolean, of the shape of counts) unobserved."""
+        mask = ~hidden if self.mask is None else self.mask & ~hidden
+        return replace(self, counts=self.counts * mask, mask=mask)
+
+    def observed(self) -> Tensor:
+        """The mask, also where everything was observed."""
+        return torch.ones_like(self.counts, dtype=torch.bool) if self.mask is None else self.mask
+
+
+class Trials:
+    """A checked recording: an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i, n_neurons)``."""
+
+    def __init__(self, data: np.ndarray | Sequence[np.ndarray], *, has_missing: bool) -> None:
+        self.data: Any = data
+        self.is_list = not isinstance(data, np.ndarray)
+        self.has_missing = has_missing
+        self.n_neurons: int = data[0].shape[-1]
+        if isinstance(data, np.ndarray):
+            self.given_lengths = np.full(len(data), data.shape[1])
+        else:
+            self.given_lengths = np.array([len(trial) for trial in data])
+        self.n_bins = int(self.given_lengths.max())
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def subset(self, rows: np.ndarray) -> Trials:
+        """Some of the trials; no copy of a memory map is made until a batch is read."""
+        return _Subset(self, rows)
+
+    def read(
+        self, rows: np.ndarray, n_bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Counts ``(n_rows, n_bins, n_neurons)``, zero where unobserved, and the mask (None = all observed)."""
+        if not self.is_list:
+            counts = self.data[rows, :n_bins]
+            if not self.has_missing:
+                return counts, None
+        else:
+            counts = _pad([self.data[row] for row in rows], min(self.n_bins, n_bins or self.n_bins))
+            if not np.issubdtype(counts.dtype, np.floating):
+                return counts, None
+        missing = np.isnan(counts)
+        if not missing.any():
+            return counts, None
+        return np.where(missing, 0, counts), ~missing
+
+    def batch(self, rows: np.ndarray, device: torch.device, n_bins: int | None = None) -> Batch:
+        """The given trials as tensors, with trials on the last axis, up to ``n_bins`` bins."""
+        counts, observed = self.read(rows, n_bins)
+        lengths = np.full(len(rows), counts.shape[1])
+        mask = None
+        if observed is not None:
+            seen = observed.any(axis=2)
+            lengths = np.where(seen.any(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1), 1)
+            mask = _trials_last(observed, device)
+        if counts.dtype.kind != "f" and counts.dtype not in TORCH_INTEGERS:
+            counts = counts.astype(np.float32)
+        return Batch(_trials_last(counts, device).float(), mask, lengths, rows)
+
+    def chunks(self, size: int, device: torch.device) -> Iterator[Batch]:
+        """All trials in order, in batches of ``size``."""
+        for start in range(0, len(self), size):
+            yield self.batch(np.arange(start, min(start + size, len(self))), device)
+
+    def mean_counts(self) -> np.ndarray:
+        """Mean count per bin of every neuron over its observed entries."""
+        total = np.zeros(self.n_neurons)
+        n_observed = np.zeros(self.n_neurons)
+        for start in range(0, len(self), 256):
+            rows = np.arange(start, min(start + 256, len(self)))
+            counts, observed = self.read(rows)
+            total += counts.sum(axis=(0, 1), dtype=np.float64)
+            n_observed += (
+                counts.shape[0] * counts.shape[1] if observed is None else observed.sum(axis=(0, 1))
+            )
+        return total / np.maximum(n_observed, 1)
+
+
+class _Subset(Trials):
+    def __init__(self, whole: Trials, rows: np.ndarray) -> None:
+        self.whole, self.rows = whole, rows
+        self.is_list, self.has_missing = whole.is_list, whole.has_missing
+        self.n_neurons = whole.n_neurons
+        self.given_lengths = whole.given_lengths[rows]
+        self.n_bins = whole.n_bins
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(
+        self, rows: np.ndarray, n_bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.whole.read(self.rows[rows], n_bins)
+
+
+TORCH_INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
+
+
+def _pad(trials: list[np.ndarray], n_bins: int) -> np.ndarray:
+    lengths = {len(trial) for trial in trials}
+    if min(lengths) >= n_bins:
+        return np.stack([trial[:n_bins] for trial in trials])
+    padded = np.full((len(trials), n_bins, trials[0].shape[1]), np.nan, dtype=np.float32)
+    for row, trial in zip(padded, trials, strict=True):
+        row[: len(trial)] = trial[:n_bins]
+    return padded
+
+
+def _trials_last(array: np.ndarray, device: torch.device) -> Tensor:
+    # The copy keeps torch from complaining about read-only input; it is one batch.
+    array = np.ascontiguousarray(array.transpose(1, 2, 0))
+    if not array.flags.writeable or not array.flags.owndata:
+        array = array.copy()
+    return torch.from_numpy(array).to(device)

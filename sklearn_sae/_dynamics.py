@@ -1,0 +1,173 @@
+"""The dynamical systems a trial's latents may follow: neural ODEs and recurrent cells.
+
+Both offer ``step`` (the one-bin map), ``rollout`` and ``step_jacobian``, on states with trials on
+the last axis.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint, odeint_adjoint
+
+from ._explicit import TABLEAUS, explicit_step, rollout_mlp
+from ._mlp import MLP, affine, uniform_weight
+
+__all__ = ["SOLVERS", "Dynamics", "GRUCell", "NeuralODE", "RecurrentDynamics", "TanhCell"]
+
+# A latent of unit size should take about ten bins to change, whatever the bin's unit of time.
+FIELD_SCALE = 0.1
+
+FIXED_STEP_SOLVERS = (
+    "euler",
+    "midpoint",
+    "heun2",
+    "heun3",
+    "rk4",
+    "explicit_adams",
+    "implicit_adams",
+)
+ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+SOLVERS = FIXED_STEP_SOLVERS + ADAPTIVE_SOLVERS
+
+
+class Dynamics(nn.Module):
+    """What the trainer and the inference need of a dynamical system."""
+
+    #: Size of the latents at which training should start (saturating cells live within +-1).
+    latent_scale = 1.0
+
+    @abstractmethod
+    def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
+        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``(n_latents, n_trials)``."""
+
+    @abstractmethod
+    def _transparent_step(self, z: Tensor) -> Tensor:
+        """The one-bin map in operations that forward-mode differentiation and vmap can see through."""
+
+    def step(self, z: Tensor) -> Tensor:
+        """Advance states by one bin."""
+        return self.rollout(z, 2)[1]
+
+    def step_jacobian(self, z: Tensor) -> Tensor:
+        """Jacobians ``(n_latents out, n_latents in, n_trials)`` of the one-bin map, each at its state."""
+
+        def along(direction: Tensor) -> Tensor:
+            tangent = direction[:, None].expand_as(z)
+            return torch.func.jvp(self._transparent_step, (z,), (tangent,))[1]
+
+        basis = torch.eye(len(z), dtype=z.dtype, device=z.device)
+        return torch.func.vmap(along, out_dims=1)(basis)
+
+
+class NeuralODE(Dynamics):
+    """dz/dt = FIELD_SCALE * MLP(z), with time in bins."""
+
+    def __init__(
+        self,
+        mlp: MLP,
+        solver: str,
+        step_size: float,
+        rtol: float,
+        atol: float,
+        adjoint: bool,
+    ) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.solver = solver
+        self.n_substeps = math.ceil(1 / step_size - 1e-9)
+        self.rtol, self.atol = rtol, atol
+        self.adjoint = adjoint
+
+    def vector_field(self, z: Tensor) -> Tensor:
+        """Rate of change of the latents, per bin."""
+        return FIELD_SCALE * self.mlp(z)
+
+    def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
+        if self.solver in TABLEAUS and not self.adjoint:
+            return rollout_mlp(
+                self.mlp,
+                z0,
+                n_bins,
+                TABLEAUS[self.solver],
+                self.n_substeps,
+                FIELD_SCALE / self.n_substeps,
+            )
+        return self._rollout_torchdiffeq(z0, n_bins)
+
+    def _rollout_torchdiffeq(self, z0: Tensor, n_bins: int) -> Tensor:
+        if n_bins == 1:
+            return z0[None]
+        bins = torch.arange(n_bins, dtype=z0.dtype, device=z0.device)
+        options = {"step_size": 1 / self.n_substeps} if self.solver in FIXED_STEP_SOLVERS else None
+        arguments = {"rtol": self.rtol, "atol": self.atol, "method": self.solver}
+        arguments["options"] = options
+        if self.adjoint:
+            parameters = tuple(self.mlp.parameters())
+            return odeint_adjoint(self._field_at, z0, bins, adjoint_params=parameters, **arguments)
+        return odeint(self._field_at, z0, bins, **arguments)
+
+    def _field_at(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.vector_field(z)
+
+    def _transparent_step(self, z: Tensor) -> Tensor:
+        # An adaptive solver decides on values, which vmap forbids; rk4 at the same step is as good
+        # for a Jacobian.
+        tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
+        for _ in range(self.n_substeps):
+            z = explicit_step(self.vector_field, z, tableau, 1 / self.n_substeps)
+        return z
+
+
+class RecurrentDynamics(Dynamics):
+    """z -> cell(z), or z -> z + residual * cell(z)."""
+
+    def __init__(self, cell: nn.Module, residual: float | None) -> None:
+        super().__init__()
+        self.cell = cell
+        self.residual = residual
+        saturates = residual is None and not isinstance(cell, MLP)
+        self.latent_scale = 0.5 if saturates else 1.0
+
+    def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
+        if self.residual is not None and isinstance(self.cell, MLP):
+            return rollout_mlp(self.cell, z0, n_bins, TABLEAUS["euler"], 1, self.residual)
+        latents = [z0]
+        for _ in range(n_bins - 1):
+            latents.append(self._transparent_step(latents[-1]))
+        return torch.stack(latents)
+
+    def _transparent_step(self, z: Tensor) -> Tensor:
+        if self.residual is None:
+            return self.cell(z)
+        return z + self.residual * self.cell(z)
+
+
+class TanhCell(nn.Module):
+    """z -> tanh(W z + b)."""
+
+    def __init__(self, n_latents: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = uniform_weight(n_latents, n_latents, generator)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return torch.tanh(affine(self.weight, z))
+
+
+class GRUCell(nn.Module):
+    """A gated recurrent unit without input: the reset, update and new gates of ``torch.nn.GRUCell``."""
+
+    def __init__(self, n_latents: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = uniform_weight(3 * n_latents, n_latents, generator)
+        self.new_bias = nn.Parameter(
+            uniform_weight(n_latents, n_latents, generator)[:, -1:].detach()
+        )
+
+    def forward(self, z: Tensor) -> Tensor:
+        reset, update, new = affine(self.weight, z).chunk(3)
+        new = torch.tanh(self.new_bias + torch.sigmoid(reset) * new)
+        return torch.lerp(new, z, torch.sigmoid(update))

@@ -1,0 +1,82 @@
+"""Stop when the held-out score of validation trials no longer rises, and go back to the best epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ._batches import Batch
+from ._inference import Prior, best_start, refine
+from ._likelihood import SCORE_FRACTION, bits_per_spike, hidden_entries
+from ._model import SequentialAutoencoder
+from ._training import Record
+
+__all__ = ["EarlyStopping", "ValidationScore"]
+
+
+class ValidationScore:
+    """Held-out bits per spike of validation trials, while the model is still in training.
+
+    With a ``table`` of learned initial conditions, the trials' own are found once and then follow
+    the model by two Gauss-Newton iterations a call; without one, the encoder gives them.
+    """
+
+    def __init__(
+        self, model: SequentialAutoencoder, batch: Batch, null_rates: Tensor, table: Tensor | None
+    ) -> None:
+        self.model, self.batch, self.null_rates, self.table = model, batch, null_rates, table
+        self.hidden = hidden_entries(batch, SCORE_FRACTION)
+        self.seen = batch.hide(self.hidden)
+        self.z0: Tensor | None = None
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        z0 = self.model.encoder(self.seen) if self.table is None else self._follow(self.table)
+        log_rates = self.model.log_rates(z0, len(self.batch.counts))
+        gain, n_spikes = bits_per_spike(log_rates, self.null_rates, self.batch, self.hidden)
+        return float(gain / n_spikes.clamp(min=1))
+
+    def _follow(self, table: Tensor) -> Tensor:
+        prior = Prior.from_samples(table)
+        if self.z0 is None:
+            self.z0 = best_start(self.model, prior, self.seen, table.T)
+        self.z0 = refine(self.model, prior, self.seen, self.z0, max_iter=2)
+        return self.z0
+
+
+class EarlyStopping:
+    """Watches ``score()`` once the loss sees whole trials, and keeps a copy of the best state.
+
+    Before that the task still grows, and so does the loss. ``state`` maps names to tensors; they
+    are copied, and written back in place by ``restore_best``.
+    """
+
+    def __init__(
+        self, score: Callable[[], float], state: dict[str, Tensor], patience: int, tol: float
+    ) -> None:
+        self.score, self.state = score, state
+        self.patience, self.tol = patience, tol
+        self.scores: list[float] = []
+        self.best_score = -float("inf")
+        self.n_without_gain = 0
+        self._best: dict[str, Tensor] = {}
+
+    def should_stop(self, record: Record) -> bool:
+        """Score the validation trials after an epoch; true if it is time to stop."""
+        if not record.full_horizon:
+            return False
+        score = self.score()
+        self.scores.append(score)
+        self.n_without_gain = 0 if score > self.best_score + self.tol else self.n_without_gain + 1
+        if score > self.best_score:
+            self.best_score = score
+            self._best = {name: tensor.clone() for name, tensor in self.state.items()}
+        return self.n_without_gain >= self.patience
+
+    def restore_best(self) -> None:
+        """Write the best epoch's state back."""
+        for name, tensor in self.state.items():
+            if name in self._best:
+                tensor.copy_(self._best[name])

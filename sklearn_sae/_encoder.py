@@ -1,0 +1,77 @@
+"""Spikes to a first guess of the initial condition: a bidirectional GRU."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from ._batches import Batch
+from ._mlp import affine, uniform_weight
+
+__all__ = ["Encoder", "hide_at_random"]
+
+
+class Encoder(nn.Module):
+    """Bidirectional GRU over a trial, last state of either direction, linear to the initial
+    condition.
+
+    Counts enter standardised, so an unobserved entry, which is set to zero, stands for the
+    neuron's mean. Bins after a trial's last observed one are not read at all: padding changes
+    nothing.
+    """
+
+    def __init__(
+        self,
+        mean_counts: np.ndarray,
+        n_latents: int,
+        size: int,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        n_neurons = len(mean_counts)
+        mean = torch.from_numpy(mean_counts).float()
+        self.register_buffer("mean", mean[:, None])
+        # The spread of a Poisson count, kept away from zero for near-silent neurons.
+        self.register_buffer("spread", mean.clamp(min=0.01).sqrt()[:, None])
+        self.register_buffer("offset", torch.zeros(n_latents, 1, device="cpu"))
+        self.register_buffer("scale", torch.ones(n_latents, 1, device="cpu"))
+        self.dropout = dropout
+        # The constructor draws from torch's global generator; those weights are drawn again below.
+        with torch.random.fork_rng(devices=[]):
+            self.gru = nn.GRU(n_neurons, size, bidirectional=True, device="cpu")
+        with torch.no_grad():
+            for parameter in self.gru.parameters():
+                parameter.uniform_(-(size**-0.5), size**-0.5, generator=generator)
+        self.weight = uniform_weight(n_latents, 2 * size, generator)
+
+    def forward(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Initial conditions ``(n_latents, n_trials)``; with a ``generator``, dropout is on."""
+        x = (batch.counts - self.mean) / self.spread
+        if batch.mask is not None:
+            x = x * batch.mask
+        x = x.permute(0, 2, 1)
+        if (batch.lengths < len(x)).any():
+            lengths = torch.as_tensor(batch.lengths, device="cpu")
+            x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        summary = torch.cat(tuple(self.gru(x)[1]), dim=1).T
+        summary = drop(summary, self.dropout, generator)
+        return self.offset + self.scale * affine(self.weight, summary)
+
+
+def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
+    """Dropout driven by an explicit generator, so that no global random state is involved."""
+    if generator is None or probability == 0:
+        return x
+    keep = torch.rand(x.shape, generator=generator, device="cpu") >= probability
+    return x * keep.to(x.device) / (1 - probability)
+
+
+def hide_at_random(batch: Batch, fraction: float, generator: torch.Generator) -> Batch:
+    """Hide a random ``fraction`` of all entries (coordinated dropout of the encoder's input)."""
+    if fraction == 0:
+        return batch
+    hidden = torch.rand(batch.counts.shape, generator=generator, device="cpu") < fraction
+    return batch.hide(hidden.to(batch.counts.device))

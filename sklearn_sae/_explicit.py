@@ -1,0 +1,191 @@
+"""Explicit fixed-step Runge-Kutta rollouts of an MLP vector field, with a hand-written backward
+pass.
+
+A rollout is hundreds of small matrix products, so what costs is not arithmetic but everything
+around it. Three things make this path about four times faster than automatic differentiation of
+the same loop, and equal to it: one state per column (see ``_mlp``); biases carried by a row of
+ones; and ``tanh(a) = 2 sigmoid(2a) - 1`` folded into the weights, because the vectorised sigmoid
+takes a sixth of the time of tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._mlp import MLP
+
+__all__ = ["TABLEAUS", "explicit_step", "rollout_mlp"]
+
+
+class Tableau(NamedTuple):
+    """Butcher tableau of an explicit method: ``a[s]`` weighs the earlier stages, ``b`` the result."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+# "rk4" is the 3/8 rule, as in torchdiffeq.
+TABLEAUS = {
+    "euler": Tableau(((),), (1.0,)),
+    "midpoint": Tableau(((), (1 / 2,)), (0.0, 1.0)),
+    "rk4": Tableau(((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
+}
+
+
+def explicit_step(
+    field: Callable[[Tensor], Tensor], z: Tensor, tableau: Tableau, step_size: float
+) -> Tensor:
+    """Advance ``z`` by one step; differentiable in every mode of automatic differentiation."""
+    stages: list[Tensor] = []
+    for row in tableau.a:
+        x = z
+        for a, k in zip(row, stages, strict=True):
+            x = x + (step_size * a) * k
+        stages.append(field(x))
+    for b, k in zip(tableau.b, stages, strict=True):
+        if b:
+            z = z + (step_size * b) * k
+    return z
+
+
+def rollout_mlp(
+    mlp: MLP, z0: Tensor, n_bins: int, tableau: Tableau, n_substeps: int, step_size: float
+) -> Tensor:
+    """Roll ``dz/dt = mlp(z)`` out from ``z0`` ``(n_latents, n_trials)`` with ``n_substeps`` steps
+    a bin.
+
+    Returns the latents ``(n_bins, n_latents, n_trials)``, of which the first is ``z0``.
+    """
+    weights = list(mlp.weights)
+    weights[-1] = weights[-1] * step_size
+    activation = mlp.activation
+    if activation == "tanh":
+        activation, weights = "sigmoid", _tanh_as_sigmoid(weights)
+    return _Rollout.apply(z0, n_bins, tableau, n_substeps, activation, *weights)
+
+
+def _tanh_as_sigmoid(weights: list[Tensor]) -> list[Tensor]:
+    first, *later = weights
+    folded = [first]
+    for weight in later:
+        kernel, bias = weight[:, :-1], weight[:, -1:]
+        folded.append(torch.cat([2 * kernel, bias - kernel.sum(1, keepdim=True)], dim=1))
+    return [2 * weight for weight in folded[:-1]] + folded[-1:]
+
+
+def _activate_(activation: str, x: Tensor) -> None:
+    if activation == "sigmoid":
+        torch.sigmoid(x, out=x)
+    elif activation == "relu":
+        torch.relu_(x)
+    else:
+        x.copy_(torch.nn.functional.softplus(x))
+
+
+def _activation_backward_(activation: str, gradient: Tensor, output: Tensor) -> None:
+    """Multiply ``gradient`` by the activation's derivative, read off its output."""
+    if activation == "sigmoid":
+        torch.ops.aten.sigmoid_backward.grad_input(gradient, output, grad_input=gradient)
+    elif activation == "relu":
+        gradient.mul_(output > 0)
+    else:
+        gradient.mul_(1 - torch.exp(-output))
+
+
+def _with_ones(z: Tensor, n: int, size: int) -> Tensor:
+    """``n`` uninitialised ``(size + 1, n_trials)`` blocks whose last row is one, for the biases."""
+    block = z.new_empty(n, size + 1, z.shape[1])
+    block[:, size] = 1
+    return block
+
+
+class _Rollout(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z0: Tensor,
+        n_bins: int,
+        tableau: Tableau,
+        n_substeps: int,
+        activation: str,
+        *weights: Tensor,
+    ) -> Tensor:
+        n_latents = z0.shape[0]
+        n_evaluations = (n_bins - 1) * n_substeps * len(tableau.b)
+        keep = any(ctx.needs_input_grad)
+        n_kept = n_evaluations if keep else 1
+        sizes = [weight.shape[0] for weight in weights[:-1]]
+        states = _with_ones(z0, n_kept, n_latents)
+        hidden = [_with_ones(z0, n_kept, size) for size in sizes]
+        stages = [torch.empty_like(z0) for _ in tableau.b]
+        latents = z0.new_empty(n_bins, *z0.shape)
+        latents[0] = z0
+        i = 0
+        for t in range(1, n_bins):
+            z = latents[t - 1]
+            for _ in range(n_substeps):
+                for row, k in zip(tableau.a, stages, strict=True):
+                    _combine(z, row, stages, out=states[i, :n_latents])
+                    x = states[i]
+                    for weight, layer, size in zip(weights, hidden, sizes, strict=False):
+                        h = layer[i, :size]
+                        torch.mm(weight, x, out=h)
+                        _activate_(activation, h)
+                        x = layer[i]
+                    torch.mm(weights[-1], x, out=k)
+                    i += keep
+                _combine(z, tableau.b, stages, out=latents[t])
+                z = latents[t]
+        ctx.settings = tableau, n_substeps, activation
+        if keep:
+            ctx.save_for_backward(states, *hidden, *weights)
+        return latents
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (d_latents,) = gradients
+        tableau, n_substeps, activation = ctx.settings
+        n_layers = len(ctx.saved_tensors) // 2
+        inputs, weights = ctx.saved_tensors[:n_layers], ctx.saved_tensors[n_layers:]
+        d_weights = [torch.zeros_like(weight) for weight in weights]
+        kernels_t = [weight[:, :-1].T for weight in weights]
+        d_hidden = [torch.empty_like(layer[0, :-1]) for layer in inputs[1:]]
+        d_stage = torch.empty_like(d_latents[0])
+        d_inputs = [torch.empty_like(d_stage) for _ in tableau.b]
+        n_stages = len(tableau.b)
+        i = len(inputs[0])
+        d_z = d_latents[-1].clone()
+        for t in range(len(d_latents) - 2, -1, -1):
+            for _ in range(n_substeps):
+                for s in reversed(range(n_stages)):
+                    i -= 1
+                    torch.mul(d_z, tableau.b[s], out=d_stage)
+                    for later in range(s + 1, n_stages):
+                        if tableau.a[later][s]:
+                            d_stage.add_(d_inputs[later], alpha=tableau.a[later][s])
+                    d_output = d_stage
+                    for layer in reversed(range(n_layers)):
+                        d_weights[layer].addmm_(d_output, inputs[layer][i].T)
+                        d_below = d_hidden[layer - 1] if layer else d_inputs[s]
+                        torch.mm(kernels_t[layer], d_output, out=d_below)
+                        if layer:
+                            _activation_backward_(activation, d_below, inputs[layer][i, :-1])
+                        d_output = d_below
+                for d_input in d_inputs:
+                    d_z.add_(d_input)
+            d_z.add_(d_latents[t])
+        return d_z, None, None, None, None, *d_weights
+
+
+def _combine(z: Tensor, coefficients: tuple[float, ...], stages: list[Tensor], out: Tensor) -> None:
+    """Write ``z + sum_j coefficients[j] * stages[j]`` to ``out``, which may be ``z`` itself."""
+    base = z
+    for coefficient, k in zip(coefficients, stages, strict=False):
+        if coefficient:
+            base = torch.add(base, k, alpha=coefficient, out=out)
+    if base is z and out is not z:
+        out.copy_(z)

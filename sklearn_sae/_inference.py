@@ -1,0 +1,165 @@
+"""Initial conditions of unseen trials: a start, then damped Gauss-Newton on the trial's log-posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._batches import Batch
+from ._likelihood import log_likelihood
+from ._model import SequentialAutoencoder
+
+__all__ = ["Prior", "best_start", "better_start", "refine", "trials_at_once"]
+
+#: Numbers a refinement may hold at a time (256 MB in float32).
+MOST_VALUES = 64_000_000
+MOST_CANDIDATES = 1500
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Gaussian over initial conditions: ``mean`` (n_latents,), ``precision`` (n_latents, n_latents)."""
+
+    mean: Tensor
+    precision: Tensor
+
+    @classmethod
+    def from_samples(cls, z0: Tensor) -> Prior:
+        """Mean and covariance of ``z0`` ``(n_trials, n_latents)``, shrunk to its diagonal where trials are few."""
+        n_trials, n_latents = z0.shape
+        mean = z0.mean(0)
+        deviation = z0 - mean
+        covariance = deviation.T @ deviation / n_trials
+        diagonal = torch.diag(covariance.diagonal().clamp(min=1e-3))
+        trust = n_trials / (n_trials + n_latents + 1)
+        return cls(mean, torch.linalg.inv(trust * covariance + (1 - trust) * diagonal))
+
+    def log_density(self, z0: Tensor) -> Tensor:
+        """Up to a constant, of columns ``(n_latents, n_trials)``."""
+        deviation = z0 - self.mean[:, None]
+        return -0.5 * (deviation * (self.precision @ deviation)).sum(0)
+
+    def gradient(self, z0: Tensor) -> Tensor:
+        return -self.precision @ (z0 - self.mean[:, None])
+
+
+def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor) -> Tensor:
+    """For every trial, the initial condition of the ``bank`` whose rates fit it best.
+
+    ``bank`` is ``(n_latents, n_candidates)``; of a large one, ``MOST_CANDIDATES`` evenly spaced
+    ones are tried.
+    """
+    bank = bank[:, :: -(-bank.shape[1] // MOST_CANDIDATES)]
+    n_bins, n_neurons, n_trials = batch.counts.shape
+    log_rates = model.log_rates(bank, n_bins).reshape(n_bins * n_neurons, -1)
+    fit = batch.counts.reshape(-1, n_trials).T @ log_rates
+    if batch.mask is None:
+        fit -= log_rates.exp().sum(0)
+    else:
+        fit -= batch.mask.reshape(-1, n_trials).T.to(log_rates.dtype) @ log_rates.exp()
+    fit += prior.log_density(bank)
+    return bank[:, fit.nan_to_num(nan=-torch.inf).argmax(1)]
+
+
+def better_start(
+    model: SequentialAutoencoder, prior: Prior, batch: Batch, one: Tensor, other: Tensor
+) -> Tensor:
+    """For every trial, whichever of two initial conditions has the higher log-posterior."""
+    first, second = (
+        log_likelihood(model.log_rates(z0, len(batch.counts)), batch.counts, batch.mask)
+        + prior.log_density(z0)
+        for z0 in (one, other)
+    )
+    return torch.where(first >= second, one, other)
+
+
+def trials_at_once(n_bins: int, n_neurons: int, n_latents: int, n_hidden: int) -> int:
+    """How many trials a refinement can take together within ``MOST_VALUES``."""
+    per_bin = n_latents * (3 * n_latents + 2 * n_hidden + 3) + 6 * n_neurons
+    return max(1, MOST_VALUES // (n_bins * per_bin))
+
+
+def refine(
+    model: SequentialAutoencoder,
+    prior: Prior,
+    batch: Batch,
+    z0: Tensor,
+    *,
+    max_iter: int,
+    tol: float = 1e-3,
+) -> Tensor:
+    """Climb every trial's log-posterior from ``z0`` ``(n_latents, n_trials)``.
+
+    Each iteration solves ``(F + damping * diag(F)) step = gradient`` with the Fisher information F
+    of all bins under forward sensitivities dz_t/dz_0. A trial's damping falls when its step helped
+    and rises when it did not (Levenberg 1944, Marquardt 1963); no trial ever gets worse. A trial
+    is done when a step gains less than ``tol`` nats.
+    """
+    n_bins, n_trials = len(batch.counts), z0.shape[1]
+    damping = torch.full((n_trials,), 1e-2, dtype=z0.dtype, device=z0.device)
+
+    def posterior(z0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        latents = model.dynamics.rollout(z0, n_bins)
+        log_rates = model.readout(latents)
+        value = log_likelihood(log_rates, batch.counts, batch.mask) + prior.log_density(z0)
+        return value.nan_to_num(nan=-torch.inf), latents, log_rates
+
+    value, latents, log_rates = posterior(z0)
+    active = torch.ones_like(damping, dtype=torch.bool)
+    for _ in range(max_iter):
+        gradient, fisher = gradient_and_fisher(model, prior, batch, z0, latents, log_rates)
+        ridge = damping[:, None] * fisher.diagonal(dim1=1, dim2=2)
+        step = torch.linalg.solve(fisher + torch.diag_embed(ridge), gradient)
+        proposal = z0 + step.T.nan_to_num()
+        new_value, new_latents, new_log_rates = posterior(proposal)
+        gain = new_value - value
+        better = active & (gain > 0)
+        z0 = torch.where(better, proposal, z0)
+        value = torch.where(better, new_value, value)
+        latents = torch.where(better, new_latents, latents)
+        log_rates = torch.where(better, new_log_rates, log_rates)
+        # Each trial stops on its own account, so that its result does not depend on its batch.
+        active = active & ~(better & (gain < tol)) & (damping < 1e4)
+        if not bool(active.any()):
+            break
+        damping = torch.where(better, damping / 5, damping * 8).clamp(min=1e-7)
+    return z0
+
+
+def gradient_and_fisher(
+    model: SequentialAutoencoder,
+    prior: Prior,
+    batch: Batch,
+    z0: Tensor,
+    latents: Tensor,
+    log_rates: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Of the log-posterior by the initial condition: ``(n_trials, D)`` and ``(n_trials, D, D)``."""
+    n_bins, n_latents, n_trials = latents.shape
+    rates = log_rates.exp()
+    if batch.mask is not None:
+        rates = rates * batch.mask
+    kernel = model.readout.weight[:, :-1]
+    pairs = (kernel[:, :, None] * kernel[:, None, :]).flatten(1)
+    score = (kernel.T @ (batch.counts - rates)).permute(2, 0, 1)
+    information = (pairs.T @ rates).permute(2, 0, 1).unflatten(2, (n_latents, n_latents))
+    sensitivity = sensitivities(model, latents)
+    through = sensitivity.transpose(2, 3)
+    gradient = (through @ score[..., None]).sum(1)[..., 0] + prior.gradient(z0).T
+    fisher = (through @ information @ sensitivity).sum(1) + prior.precision
+    return gradient, fisher
+
+
+def sensitivities(model: SequentialAutoencoder, latents: Tensor) -> Tensor:
+    """dz_t/dz_0 along given latents: ``(n_trials, n_bins, n_latents, n_latents)``."""
+    n_bins, n_latents, n_trials = latents.shape
+    columns = latents[:-1].permute(1, 0, 2).flatten(1)
+    jacobians = model.dynamics.step_jacobian(columns).unflatten(2, (n_bins - 1, n_trials))
+    jacobians = jacobians.permute(3, 2, 0, 1).contiguous()
+    identity = torch.eye(n_latents, dtype=latents.dtype, device=latents.device)
+    chain = [identity.expand(n_trials, -1, -1)]
+    for t in range(n_bins - 1):
+        chain.append(jacobians[:, t] @ chain[-1])
+    return torch.stack(chain, dim=1)

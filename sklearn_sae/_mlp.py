@@ -1,0 +1,64 @@
+"""The multilayer perceptron behind a vector field or an ``"mlp"`` cell.
+
+Everything inside the package keeps trials on the last axis: a state is ``(n_latents, n_trials)``,
+so that a layer is one matrix product from the left, which is several times faster on thin states
+than the row-wise product. A layer's bias is the last column of its weight matrix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ACTIVATIONS", "MLP", "affine", "uniform_weight"]
+
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "softplus": nn.functional.softplus,
+}
+
+
+def uniform_weight(n_out: int, n_in: int, generator: torch.Generator) -> nn.Parameter:
+    """Draw a ``(n_out, n_in + 1)`` weight-and-bias matrix, uniform within +- 1/sqrt(n_in)."""
+    draw = torch.rand(n_out, n_in + 1, generator=generator, device="cpu")
+    return nn.Parameter((2 * draw - 1) / n_in**0.5)
+
+
+def affine(weight: Tensor, x: Tensor) -> Tensor:
+    """Apply ``weight`` (bias in its last column) to the columns of ``x``, ``(..., n_in, n_trials)``."""
+    if x.ndim == 2:
+        return torch.addmm(weight[:, -1:], weight[:, :-1], x)
+    return weight[:, :-1] @ x + weight[:, -1:]
+
+
+class MLP(nn.Module):
+    """``n_latents -> hidden_sizes -> n_latents`` with the activation between layers.
+
+    The last layer starts ten times smaller than the others, so that a fresh vector field is close
+    to standing still and a rollout over many bins starts out tame.
+    """
+
+    def __init__(
+        self,
+        n_latents: int,
+        hidden_sizes: tuple[int, ...],
+        activation: str,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.activation = activation
+        sizes = [n_latents, *hidden_sizes, n_latents]
+        self.weights = nn.ParameterList(
+            uniform_weight(n_out, n_in, generator)
+            for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        with torch.no_grad():
+            self.weights[-1].mul_(0.1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        activate = ACTIVATIONS[self.activation]
+        *hidden, last = self.weights
+        for weight in hidden:
+            z = activate(affine(weight, z))
+        return affine(last, z)

@@ -1,0 +1,29 @@
+"""The network: encoder, dynamics and readout in one module."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ._dynamics import Dynamics
+from ._encoder import Encoder
+from ._readout import Readout
+
+__all__ = ["SequentialAutoencoder"]
+
+
+class SequentialAutoencoder(nn.Module):
+    """Holds the three parts of the model; trials are the last axis of every tensor."""
+
+    def __init__(self, encoder: Encoder, dynamics: Dynamics, readout: Readout) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.dynamics = dynamics
+        self.readout = readout
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """Weights of dynamics and readout: what makes spikes from an initial condition."""
+        return [*self.dynamics.parameters(), *self.readout.parameters()]
+
+    def log_rates(self, z0: Tensor, n_bins: int) -> Tensor:
+        """Log-rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``(n_latents, n_trials)``."""
+        return self.readout(self.dynamics.rollout(z0, n_bins))

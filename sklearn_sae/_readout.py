@@ -1,0 +1,73 @@
+"""Latents to log-rates: a linear readout, and where it starts from."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
+
+from ._batches import Trials
+from ._mlp import affine
+
+__all__ = ["Readout", "pca_start"]
+
+SMOOTHING_BINS = 3.0
+SMALLEST_RATE = 0.1
+MOST_VALUES_FOR_PCA = 5_000_000
+
+
+class Readout(nn.Module):
+    """log-rates = weight @ latents + bias, with the bias in the weight's last column."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Log-rates ``(n_bins, n_neurons, n_trials)`` of latents ``(n_bins, n_latents, n_trials)``."""
+        return affine(self.weight, latents)
+
+
+def pca_start(
+    trials: Trials, n_latents: int, latent_scale: float, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Start readout and initial conditions from a PCA of the log of the smoothed counts.
+
+    Returns the readout's weight ``(n_neurons, n_latents + 1)`` and the initial conditions
+    ``(n_trials, n_latents)``. Latents beyond the number of neurons start at small random readouts
+    and at zero.
+    """
+    n_neurons = trials.n_neurons
+    n_for_pca = max(1, MOST_VALUES_FOR_PCA // (trials.n_bins * n_neurons))
+    chosen = np.sort(rng.permutation(len(trials))[:n_for_pca])
+    activity = _log_smoothed(trials, chosen, trials.n_bins)
+    mean = np.nanmean(activity, axis=(0, 1))
+    centred = np.nan_to_num(activity - mean).reshape(-1, n_neurons)
+    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
+    order = np.argsort(variances)[::-1][:n_latents]
+    n_found = len(order)
+    sizes = np.sqrt(np.maximum(variances[order], 1e-6)) / latent_scale
+    directions = directions[:, order]
+
+    weight = rng.normal(scale=0.01, size=(n_neurons, n_latents + 1))
+    weight[:, :n_found] = directions * sizes
+    weight[:, -1] = np.log(np.maximum(trials.mean_counts(), 1e-3))
+    initial = np.zeros((len(trials), n_latents))
+    first_bins = min(trials.n_bins, int(4 * SMOOTHING_BINS) + 1)
+    for start in range(0, len(trials), n_for_pca):
+        rows = np.arange(start, min(start + n_for_pca, len(trials)))
+        first = np.nan_to_num(_log_smoothed(trials, rows, first_bins)[:, 0] - mean)
+        initial[rows, :n_found] = first @ directions / sizes
+    return torch.from_numpy(weight).float(), torch.from_numpy(initial).float()
+
+
+def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
+    """Log of Gaussian-smoothed counts ``(n_rows, n_bins, n_neurons)``; NaN where nothing is near."""
+    counts, observed = trials.read(rows, n_bins)
+    smoothed = gaussian_filter1d(counts.astype(np.float32), SMOOTHING_BINS, axis=1, mode="constant")
+    support = np.ones((1, counts.shape[1], 1)) if observed is None else observed.astype(np.float32)
+    support = gaussian_filter1d(support, SMOOTHING_BINS, axis=1, mode="constant")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = np.where(support > 1e-3, smoothed / support, np.nan)
+    return np.log(rates + SMALLEST_RATE)

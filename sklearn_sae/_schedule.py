@@ -1,0 +1,47 @@
+"""What changes in the course of training: the learning rate and the horizon."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+__all__ = ["LEARNING_RATES", "Schedule"]
+
+
+def _one_cycle(progress: float) -> float:
+    """Rise for 30 % of training, fall for the rest, both as a cosine (Smith & Topin, 2019)."""
+    peak = 0.3
+    if progress < peak:
+        return _cosine(1 / 25, 1.0, progress / peak)
+    return _cosine(1.0, 1e-4 / 25, (progress - peak) / (1 - peak))
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+LEARNING_RATES = {"onecycle": _one_cycle, "constant": lambda progress: 1.0}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate and horizon as functions of progress, the share of training that is done."""
+
+    learning_rate: float
+    shape: str
+    n_bins: int
+    horizon_start: int
+    horizon_step: int
+    horizon_growth: float
+
+    def learning_rate_at(self, progress: float) -> float:
+        return self.learning_rate * LEARNING_RATES[self.shape](progress)
+
+    def horizon_at(self, progress: float) -> int:
+        """Bins the loss sees: ``horizon_start`` at first, all once ``horizon_growth`` of training is done."""
+        to_grow = self.n_bins - self.horizon_start
+        if progress >= self.horizon_growth or to_grow <= 0:
+            return self.n_bins
+        n_rises = math.ceil(to_grow / self.horizon_step)
+        rises = math.floor(progress / self.horizon_growth * n_rises + 1e-9)
+        return min(self.n_bins, self.horizon_start + self.horizon_step * rises)

@@ -1,0 +1,175 @@
+"""The trainer: a generator that yields one record per epoch, so that its caller owns progress and stopping."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._batches import Batch, Trials
+from ._encoder import drop, hide_at_random
+from ._likelihood import mean_loss
+from ._model import SequentialAutoencoder
+from ._optimizer import OPTIMIZERS, RowAdam, Soap
+from ._schedule import Schedule
+
+__all__ = ["EncodedInitialConditions", "FreeInitialConditions", "Record", "train", "train_encoder"]
+
+#: Initial conditions move in latents of unit size, and see one trial each: larger steps than weights.
+INITIAL_CONDITION_SPEED = 5.0
+
+
+@dataclass
+class Record:
+    """What one epoch of training did."""
+
+    epoch: int
+    loss: float
+    horizon: int
+    learning_rate: float
+    full_horizon: bool
+
+
+class InitialConditions(ABC):
+    """Where training gets a batch's initial conditions from, and what it does with their gradient."""
+
+    @abstractmethod
+    def take(self, batch: Batch) -> Tensor:
+        """Initial conditions ``(n_latents, n_trials)`` that the loss can be differentiated by."""
+
+    def update(self, batch: Batch, z0: Tensor, learning_rate: float) -> None:
+        """Follow the gradient that the loss left in ``z0``."""
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Weights to train beside those of dynamics and readout."""
+        return []
+
+
+class FreeInitialConditions(InitialConditions):
+    """Every training trial's initial condition is a free parameter (``inference="semi-amortized"``)."""
+
+    def __init__(self, table: Tensor, dropout: float, generator: torch.Generator) -> None:
+        self.table = table
+        self.adam = RowAdam(table)
+        self.dropout, self.generator = dropout, generator
+        self._leaf = table
+
+    def take(self, batch: Batch) -> Tensor:
+        self._leaf = self.table[batch.rows].T.contiguous().requires_grad_()
+        return drop(self._leaf, self.dropout, self.generator)
+
+    def update(self, batch: Batch, z0: Tensor, learning_rate: float) -> None:
+        rows = torch.as_tensor(batch.rows, device=self.table.device)
+        assert self._leaf.grad is not None
+        self.adam.step(rows, self._leaf.grad.T, INITIAL_CONDITION_SPEED * learning_rate)
+
+
+class EncodedInitialConditions(InitialConditions):
+    """The encoder gives the initial conditions and is trained end to end (``inference="amortized"``)."""
+
+    def __init__(
+        self,
+        model: SequentialAutoencoder,
+        trials: Trials,
+        coordinated_dropout: float,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.encoder, self.trials = model.encoder, trials
+        self.coordinated_dropout, self.dropout = coordinated_dropout, dropout
+        self.generator = generator
+
+    def take(self, batch: Batch) -> Tensor:
+        # The loss may stop at the horizon; the encoder always reads the whole trial.
+        whole = self.trials.batch(batch.rows, batch.counts.device)
+        seen = hide_at_random(whole, self.coordinated_dropout, self.generator)
+        return drop(self.encoder(seen, self.generator), self.dropout, self.generator)
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.encoder.parameters())
+
+
+def train(
+    model: SequentialAutoencoder,
+    trials: Trials,
+    initial_conditions: InitialConditions,
+    schedule: Schedule,
+    *,
+    optimizer: str,
+    weight_decay: float,
+    clip_norm: float | None,
+    batch_size: int,
+    max_epochs: int,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Iterator[Record]:
+    """Fit dynamics, readout and initial conditions; yields after every epoch."""
+    weights = model.generator_parameters() + initial_conditions.parameters()
+    optimise = Soap(weights, weight_decay=weight_decay, **OPTIMIZERS[optimizer])
+    for epoch in range(max_epochs):
+        losses = []
+        batches = shuffled(len(trials), batch_size, generator)
+        for i, rows in enumerate(batches):
+            progress = (epoch + i / len(batches)) / max_epochs
+            horizon = schedule.horizon_at(progress)
+            learning_rate = schedule.learning_rate_at(progress)
+            batch = trials.batch(rows, device, horizon)
+            z0 = initial_conditions.take(batch)
+            loss = mean_loss(model.log_rates(z0, horizon), batch)
+            loss.backward()
+            losses.append(check_loss(loss, epoch))
+            optimise.step(learning_rate, clip_norm)
+            initial_conditions.update(batch, z0, learning_rate)
+        mean = float(np.mean(losses))
+        yield Record(epoch + 1, mean, horizon, learning_rate, horizon == trials.n_bins)
+
+
+def train_encoder(
+    model: SequentialAutoencoder,
+    trials: Trials,
+    targets: Tensor,
+    *,
+    n_epochs: int,
+    batch_size: int,
+    coordinated_dropout: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> None:
+    """Teach the encoder the learned initial conditions ``targets`` ``(n_trials, n_latents)``.
+
+    Entries are hidden at random, so that it copes with holes. Errors count in units of the spread
+    of the targets.
+    """
+    encoder = model.encoder
+    encoder.offset.copy_(targets.mean(0)[:, None])
+    encoder.scale.copy_(targets.std(0, correction=0).clamp(min=1e-3)[:, None])
+    schedule = Schedule(5e-3, "onecycle", trials.n_bins, 1, 1, 0.0)
+    optimise = Soap(encoder.parameters(), **OPTIMIZERS["soap"])
+    for epoch in range(n_epochs):
+        batches = shuffled(len(trials), batch_size, generator)
+        for i, rows in enumerate(batches):
+            batch = hide_at_random(trials.batch(rows, device), coordinated_dropout, generator)
+            error = (encoder(batch, generator) - targets[rows].T) / encoder.scale
+            error.square().mean().backward()
+            progress = (epoch + i / len(batches)) / n_epochs
+            optimise.step(schedule.learning_rate_at(progress), 1.0)
+
+
+def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+    """Rows of all trials in random order, in batches of nearly equal size."""
+    order = torch.randperm(n_trials, generator=generator, device="cpu").numpy()
+    return np.array_split(order, max(1, round(n_trials / batch_size)))
+
+
+def check_loss(loss: Tensor, epoch: int) -> float:
+    value = loss.item()
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            f"The loss became {value} in epoch {epoch + 1}. Lower learning_rate or clip_norm; if counts "
+            "are very large, use smaller bins."
+        )
+    return value

@@ -1,0 +1,206 @@
+"""The door: what users hand in becomes checked ``Trials``, or an error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import check_array
+from sklearn.utils.validation import check_random_state
+
+from ._batches import Trials
+
+__all__ = ["check_device", "check_latents", "check_seed", "check_trials"]
+
+#: Entries looked at together, so that checking a memory map never loads it whole.
+CHUNK = 8_000_000
+
+
+def check_trials(estimator: Any, X: Any, *, reset: bool) -> Trials:
+    """Check spikes and wrap them; ``reset`` learns ``n_features_in_`` (neurons) instead of checking it."""
+    if hasattr(X, "detach"):
+        X = X.detach().cpu().numpy()
+    name = type(estimator).__name__
+    data = _check_list(X, name) if isinstance(X, list | tuple) else _check_cube(X, name)
+    trials = Trials(data, has_missing=_check_entries(data, name, reset))
+    if reset:
+        estimator.n_features_in_ = trials.n_neurons
+    elif trials.n_neurons != estimator.n_features_in_:
+        raise ValueError(
+            f"X has {trials.n_neurons} features, but {name} is expecting {estimator.n_features_in_} "
+            "features as input. Features are neurons, the last axis of X (n_trials, n_bins, n_neurons); "
+            "mark a neuron that was not recorded with NaN instead of leaving it out."
+        )
+    return trials
+
+
+def _check_cube(X: Any, name: str) -> np.ndarray:
+    array = check_array(
+        X,
+        dtype="numeric",
+        ensure_2d=False,
+        allow_nd=True,
+        ensure_all_finite=False,
+        ensure_min_samples=1,
+        estimator=name,
+        input_name="X",
+    )
+    if array.ndim != 3:
+        hint = " For a single trial, pass X[np.newaxis]." if array.ndim == 2 else ""
+        raise ValueError(
+            f"Expected 3D array (n_trials, n_bins, n_neurons), or a list of arrays (n_bins, n_neurons), "
+            f"got {array.ndim}D array instead, of shape {array.shape}.{hint} Reshape your data."
+        )
+    _check_shape(array.shape[1:], "X", array.shape)
+    return array
+
+
+def _check_list(X: Any, name: str) -> list[np.ndarray]:
+    if len(X) == 0:
+        raise ValueError("X is an empty list: 0 sample(s) where a minimum of 1 trial is required.")
+    trials = []
+    for i, trial in enumerate(X):
+        if hasattr(trial, "detach"):
+            trial = trial.detach().cpu().numpy()
+        array = check_array(
+            trial,
+            dtype="numeric",
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_all_finite=False,
+            ensure_min_samples=0,
+            estimator=name,
+            input_name=f"X[{i}]",
+        )
+        if array.ndim != 2:
+            raise ValueError(
+                f"X is a list, so each trial must be an array (n_bins, n_neurons); X[{i}] has "
+                f"{array.ndim} dimension(s), shape {array.shape}."
+            )
+        _check_shape(array.shape, f"X[{i}]", array.shape)
+        if array.shape[1] != trials[0].shape[1] if trials else False:
+            raise ValueError(
+                f"All trials must have the same neurons: X[0] has {trials[0].shape[1]}, X[{i}] has "
+                f"{array.shape[1]}. Mark a neuron that was not recorded in a trial with NaN."
+            )
+        trials.append(array)
+    return trials
+
+
+def _check_shape(bins_and_neurons: tuple[int, ...], what: str, shape: tuple[int, ...]) -> None:
+    n_bins, n_neurons = bins_and_neurons
+    if n_neurons == 0:
+        raise ValueError(
+            f"{what} has 0 feature(s) (shape={shape}) while a minimum of 1 is required: it has no neurons."
+        )
+    if n_bins < 2:
+        raise ValueError(
+            f"{what} has {n_bins} bin(s) (shape={shape}) while a minimum of 2 is required: dynamics need at "
+            "least two bins. Use smaller bins, or leave such trials out."
+        )
+
+
+def _check_entries(data: np.ndarray | list[np.ndarray], name: str, fitting: bool) -> bool:
+    """Refuse what cannot be a count, look for NaN; true if there is any."""
+    per_trial: list[bool] = []
+    seen_neurons: np.ndarray | bool = False
+    missing = False
+    for chunk in _chunks(data):
+        if chunk.dtype.kind in "ub":
+            continue
+        smallest = np.fmin.reduce(chunk, axis=None)
+        if smallest < 0:
+            raise ValueError(
+                f"Negative values in data passed to {name}: X holds {smallest}, but spike counts are >= 0. "
+                "Pass counts, not z-scored or baseline-subtracted activity."
+            )
+        if chunk.dtype.kind == "i":
+            continue
+        if np.isinf(np.fmax.reduce(chunk, axis=None)):
+            raise ValueError(
+                f"Input X contains infinity. {name} takes finite counts, and NaN for 'not observed'."
+            )
+        observed = ~np.isnan(chunk)
+        missing = missing or not observed.all()
+        per_trial.extend(observed.any(axis=(1, 2)))
+        seen_neurons = seen_neurons | observed.any(axis=(0, 1))
+    if not missing:
+        return False
+    empty = np.flatnonzero(~np.array(per_trial))
+    # Integer trials of a mixed list are skipped above, and need no look.
+    if len(empty):
+        raise ValueError(
+            f"Trial {empty[0]} of X holds only NaN: nothing of it was observed. Leave such trials out "
+            f"({len(empty)} in all)."
+        )
+    if fitting and isinstance(seen_neurons, np.ndarray) and not seen_neurons.all():
+        unseen = np.flatnonzero(~seen_neurons)
+        raise ValueError(
+            f"Neuron {unseen[0]} of X holds only NaN: nothing can be learned about it. Leave such neurons out "
+            f"({len(unseen)} in all)."
+        )
+    return True
+
+
+def _chunks(data: np.ndarray | list[np.ndarray]) -> Iterator[np.ndarray]:
+    if isinstance(data, list):
+        for trial in data:
+            yield trial[np.newaxis]
+        return
+    n_trials = max(1, CHUNK // max(1, data.shape[1] * data.shape[2]))
+    for start in range(0, len(data), n_trials):
+        yield data[start : start + n_trials]
+
+
+def check_latents(z: Any, n_latents: int, name: str, ndim: int | None = None) -> np.ndarray:
+    """States as float32 ``(..., n_latents)``."""
+    if hasattr(z, "detach"):
+        z = z.detach().cpu().numpy()
+    array = check_array(
+        z, dtype=np.float32, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name
+    )
+    if array.ndim == 0 or array.shape[-1] != n_latents:
+        raise ValueError(
+            f"{name} must have n_latents = {n_latents} as its last axis; got shape {array.shape}."
+        )
+    return array
+
+
+def check_count(value: Any, name: str) -> int:
+    """A positive whole number."""
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1; got {value!r}.")
+    return int(value)
+
+
+def check_device(device: str | torch.device) -> torch.device:
+    """``"auto"`` is the GPU where there is one; anything else must exist."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device={device!r} is not a device: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
+        ) from error
+    available = {
+        "cpu": True,
+        "cuda": chosen.type == "cuda" and torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(chosen.type, False):
+        raise ValueError(
+            f"device={device!r} was asked for, but this installation of torch finds no such device. Use "
+            "device='auto' to take a GPU only where there is one."
+        )
+    return chosen
+
+
+def check_seed(random_state: Any) -> int:
+    """A seed from an int, a RandomState or None (fresh entropy; the global generator is left alone)."""
+    if random_state is None:
+        return int(np.random.SeedSequence().generate_state(1)[0])
+    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
