@@ -22,7 +22,7 @@ from ._batches import Batch, Trials
 from ._dynamics import Dynamics
 from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
-from ._inference import Prior, best_start, better_start, refine, trials_at_once
+from ._inference import Prior, best_start, refine, trials_at_once
 from ._likelihood import SCORE_FRACTION, bits_per_spike, hidden_entries
 from ._model import SequentialAutoencoder
 from ._readout import Readout, pca_start
@@ -32,7 +32,6 @@ from ._training import (
     FreeInitialConditions,
     InitialConditions,
     train,
-    train_encoder,
 )
 from ._validation import check_count, check_device, check_latents, check_seed, check_trials
 
@@ -79,7 +78,7 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         stopper = self._early_stopping(model, validation, initial_conditions, device)
         self._train(model, training, initial_conditions, stopper, generator, device)
         if isinstance(initial_conditions, FreeInitialConditions):
-            self._learn_inference(model, training, initial_conditions.table, generator, device)
+            self.training_initial_conditions_ = initial_conditions.table.cpu().numpy()
         self.model_ = model.cpu().requires_grad_(False)
         return self
 
@@ -101,10 +100,12 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         weight, z0 = pca_start(
             training, self.n_latents, dynamics.latent_scale, np.random.default_rng(seed)
         )
-        encoder = Encoder(
-            self.null_rates_, self.n_latents, self.encoder_size, self.dropout, generator
-        )
-        return SequentialAutoencoder(encoder, dynamics, Readout(weight)), z0
+        encoder = None
+        if self.inference == "amortized":
+            encoder = Encoder(
+                self.null_rates_, self.n_latents, self.encoder_size, self.dropout, generator
+            )
+        return SequentialAutoencoder(dynamics, Readout(weight), encoder), z0
 
     def _continue(self, training: Trials) -> tuple[SequentialAutoencoder, Tensor]:
         """Go on from the last fit (``warm_start``); its inference says where the trials start."""
@@ -122,10 +123,10 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         generator: torch.Generator,
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
-        if self.inference == "semi-amortized":
+        if model.encoder is None:
             return FreeInitialConditions(z0, dropout, generator)
         return EncodedInitialConditions(
-            model, training, self.coordinated_dropout, dropout, generator
+            model.encoder, training, self.coordinated_dropout, dropout, generator
         )
 
     def _train(
@@ -178,27 +179,6 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
             stopper.restore_best()
             self.validation_scores_ = stopper.scores
             self.best_validation_score_ = stopper.best_score
-
-    def _learn_inference(
-        self,
-        model: SequentialAutoencoder,
-        training: Trials,
-        z0: Tensor,
-        generator: torch.Generator,
-        device: torch.device,
-    ) -> None:
-        """From the learned initial conditions: the prior, the bank of starts, and the encoder."""
-        self.training_initial_conditions_ = z0.cpu().numpy()
-        train_encoder(
-            model,
-            training,
-            z0,
-            n_epochs=math.ceil(self.max_epochs / 10),
-            batch_size=self._batch_size(training),
-            coordinated_dropout=self.coordinated_dropout,
-            generator=generator,
-            device=device,
-        )
 
     def _early_stopping(
         self,
@@ -459,13 +439,11 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
 
     def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
         """Initial conditions ``(n_latents, n_trials)``."""
-        guess = model.encoder(batch)
-        if self.inference == "amortized":
-            return guess
-        table = torch.from_numpy(self.training_initial_conditions_).to(guess.device)
+        if model.encoder is not None:
+            return model.encoder(batch)
+        table = torch.from_numpy(self.training_initial_conditions_).to(batch.counts.device)
         prior = Prior.from_samples(table)
         start = best_start(model, prior, batch, table.T)
-        start = better_start(model, prior, batch, guess, start)
         return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
 
     def _per_bin(
@@ -485,7 +463,7 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
     ) -> np.ndarray:
         """Apply ``compute`` to states ``(..., n_latents)``, one per column, on the CPU."""
         check_is_fitted(self)
-        states = check_latents(z, self.model_.encoder.weight.shape[0], "latents")
+        states = check_latents(z, self.model_.readout.weight.shape[1] - 1, "latents")
         columns = torch.from_numpy(states.reshape(-1, states.shape[-1]).T.copy())
         with torch.no_grad():
             values = compute(self.model_, columns)

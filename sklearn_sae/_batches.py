@@ -36,7 +36,9 @@ class Batch:
         return len(self.rows)
 
     def hide(self, hidden: Tensor) -> Batch:
-        """The same batch with the entries in ``hidden`` (boolean, of the shape of counts) unobserved."""
+        """The same batch with the entries in ``hidden`` (boolean, of the shape of counts)
+        unobserved.
+        """
         mask = ~hidden if self.mask is None else self.mask & ~hidden
         return replace(self, counts=self.counts * mask, mask=mask)
 
@@ -46,7 +48,9 @@ class Batch:
 
 
 class Trials:
-    """A checked recording: an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i, n_neurons)``."""
+    """A checked recording: an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i,
+    n_neurons)``.
+    """
 
     def __init__(self, data: np.ndarray | Sequence[np.ndarray], *, has_missing: bool) -> None:
         self.data: Any = data
@@ -69,7 +73,9 @@ class Trials:
     def read(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Counts ``(n_rows, n_bins, n_neurons)``, zero where unobserved, and the mask (None = all observed)."""
+        """Counts ``(n_rows, n_bins, n_neurons)``, zero where unobserved, and the mask (None = all
+        observed).
+        """
         if not self.is_list:
             counts = self.data[rows, :n_bins]
             if not self.has_missing:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torchdiffeq import odeint, odeint_adjoint
 
-from ._explicit import TABLEAUS, explicit_step, rollout_mlp
+from ._explicit import TABLEAUS, compose, explicit_step_with_jacobian, rollout_mlp
 from ._mlp import MLP, affine, uniform_weight
 
 __all__ = ["SOLVERS", "Dynamics", "GRUCell", "NeuralODE", "RecurrentDynamics", "TanhCell"]
@@ -42,25 +44,19 @@ class Dynamics(nn.Module):
 
     @abstractmethod
     def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``(n_latents, n_trials)``."""
-
-    @abstractmethod
-    def _transparent_step(self, z: Tensor) -> Tensor:
-        """The one-bin map in operations that forward-mode differentiation and vmap can see through."""
+        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``(n_latents,
+        n_trials)``.
+        """
 
     def step(self, z: Tensor) -> Tensor:
         """Advance states by one bin."""
         return self.rollout(z, 2)[1]
 
+    @abstractmethod
     def step_jacobian(self, z: Tensor) -> Tensor:
-        """Jacobians ``(n_latents out, n_latents in, n_trials)`` of the one-bin map, each at its state."""
-
-        def along(direction: Tensor) -> Tensor:
-            tangent = direction[:, None].expand_as(z)
-            return torch.func.jvp(self._transparent_step, (z,), (tangent,))[1]
-
-        basis = torch.eye(len(z), dtype=z.dtype, device=z.device)
-        return torch.func.vmap(along, out_dims=1)(basis)
+        """Jacobians ``(n_latents out, n_latents in, n_trials)`` of the one-bin map at columns of
+        z.
+        """
 
 
 class NeuralODE(Dynamics):
@@ -113,13 +109,18 @@ class NeuralODE(Dynamics):
     def _field_at(self, t: Tensor, z: Tensor) -> Tensor:
         return self.vector_field(z)
 
-    def _transparent_step(self, z: Tensor) -> Tensor:
-        # An adaptive solver decides on values, which vmap forbids; rk4 at the same step is as good
-        # for a Jacobian.
+    def step_jacobian(self, z: Tensor) -> Tensor:
+        # An adaptive solver's steps are its own affair; rk4 with ours is as good for a Jacobian.
         tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
+        chain = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None].expand(
+            -1, -1, z.shape[1]
+        )
         for _ in range(self.n_substeps):
-            z = explicit_step(self.vector_field, z, tableau, 1 / self.n_substeps)
-        return z
+            z, jacobian = explicit_step_with_jacobian(
+                self.mlp, z, tableau, FIELD_SCALE / self.n_substeps
+            )
+            chain = compose(jacobian, chain)
+        return chain
 
 
 class RecurrentDynamics(Dynamics):
@@ -137,13 +138,33 @@ class RecurrentDynamics(Dynamics):
             return rollout_mlp(self.cell, z0, n_bins, TABLEAUS["euler"], 1, self.residual)
         latents = [z0]
         for _ in range(n_bins - 1):
-            latents.append(self._transparent_step(latents[-1]))
+            z = latents[-1]
+            change = self.cell(z)
+            latents.append(change if self.residual is None else z + self.residual * change)
         return torch.stack(latents)
 
-    def _transparent_step(self, z: Tensor) -> Tensor:
+    def step_jacobian(self, z: Tensor) -> Tensor:
+        if isinstance(self.cell, MLP):
+            jacobian = self.cell.jacobian(z)
+        else:
+            jacobian = forward_jacobian(self.cell, z)
         if self.residual is None:
-            return self.cell(z)
-        return z + self.residual * self.cell(z)
+            return jacobian
+        identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
+        return identity + self.residual * jacobian
+
+
+def forward_jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    """Jacobians at the columns of ``z`` by forward-mode differentiation, all directions
+    together.
+    """
+    n_latents, n_trials = z.shape
+    identity = torch.eye(n_latents, dtype=z.dtype, device=z.device)
+    directions = identity.repeat_interleave(n_trials, dim=1)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(z.repeat(1, n_latents), directions)
+        tangent = forward_ad.unpack_dual(function(dual)).tangent
+    return tangent.unflatten(1, (n_latents, n_trials))
 
 
 class TanhCell(nn.Module):
@@ -158,7 +179,9 @@ class TanhCell(nn.Module):
 
 
 class GRUCell(nn.Module):
-    """A gated recurrent unit without input: the reset, update and new gates of ``torch.nn.GRUCell``."""
+    """A gated recurrent unit without input: the reset, update and new gates of
+    ``torch.nn.GRUCell``.
+    """
 
     def __init__(self, n_latents: int, generator: torch.Generator) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Stop when the held-out score of validation trials no longer rises, and go back to the best epoch."""
+"""Stop when the held-out score of validation trials no longer rises, and go back to the best
+epoch.
+"""
 
 from __future__ import annotations
 

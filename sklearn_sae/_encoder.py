@@ -1,4 +1,4 @@
-"""Spikes to a first guess of the initial condition: a bidirectional GRU."""
+"""Spikes to the initial condition in one pass: a bidirectional GRU."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ class Encoder(nn.Module):
         self.register_buffer("mean", mean[:, None])
         # The spread of a Poisson count, kept away from zero for near-silent neurons.
         self.register_buffer("spread", mean.clamp(min=0.01).sqrt()[:, None])
-        self.register_buffer("offset", torch.zeros(n_latents, 1, device="cpu"))
-        self.register_buffer("scale", torch.ones(n_latents, 1, device="cpu"))
         self.dropout = dropout
         # The constructor draws from torch's global generator; those weights are drawn again below.
         with torch.random.fork_rng(devices=[]):
@@ -58,7 +56,7 @@ class Encoder(nn.Module):
             x = pack_padded_sequence(x, lengths, enforce_sorted=False)
         summary = torch.cat(tuple(self.gru(x)[1]), dim=1).T
         summary = drop(summary, self.dropout, generator)
-        return self.offset + self.scale * affine(self.weight, summary)
+        return affine(self.weight, summary)
 
 
 def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:

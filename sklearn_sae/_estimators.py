@@ -1,4 +1,6 @@
-"""The two public estimators: their parameters, their documentation, and which dynamics they build."""
+"""The two public estimators: their parameters, their documentation, and which dynamics they
+build.
+"""
 
 from __future__ import annotations
 
@@ -71,9 +73,9 @@ CELLS = {
 class NODESAE(BaseSAE):
     """Sequential autoencoder with neural-ODE dynamics.
 
-    A trial's spikes are explained by one initial condition, a learned differential equation dz/dt
-    = f(z) that carries it through the trial, and a linear readout to the log-rates of Poisson
-    neurons [1]_.
+    A trial's spikes are explained by one initial condition, a learned differential equation dz/dt =
+    f(z) that carries it through the trial, and a linear readout to the log-rates of Poisson neurons
+    [1]_.
 
     Parameters
     ----------
@@ -88,7 +90,8 @@ class NODESAE(BaseSAE):
 
     solver : str, default="midpoint"
         Any method of torchdiffeq: with fixed steps "euler", "midpoint", "heun2", "heun3", "rk4",
-        "explicit_adams", "implicit_adams"; adaptive "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun".
+        "explicit_adams", "implicit_adams"; adaptive "dopri5", "dopri8", "bosh3", "fehlberg2",
+        "adaptive_heun".
 
     step_size : float, default=1.0
         Longest step of a fixed-step solver, in bins, at most 1. A bin is divided into equal steps.
@@ -97,32 +100,33 @@ class NODESAE(BaseSAE):
         Relative and absolute tolerance of an adaptive solver.
 
     adjoint : bool, default=False
-        Compute gradients by the adjoint equation: memory does not grow with the number of steps,
-        at the cost of time.
+        Compute gradients by the adjoint equation: memory does not grow with the number of steps, at
+        the cost of time.
 
     encoder_size : int, default=64
-        Units of the encoder's bidirectional GRU, per direction.
+        Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
 
     inference : {"semi-amortized", "amortized"}, default="semi-amortized"
         How a trial's initial condition is inferred. ``"semi-amortized"``: while fitting, each
-        training trial's is a free parameter, learned jointly with dynamics and readout; for other
-        trials, the better of the encoder's guess and the best training initial condition is
-        refined by damped Gauss-Newton on the trial's log-posterior. ``"amortized"``: the encoder
-        alone gives it, trained end to end, as in the paper.
+        training trial's is a free parameter, learned jointly with dynamics and readout; another
+        trial starts at the training initial condition whose rates fit it best, and is refined by
+        damped Gauss-Newton on its log-posterior, with a Gaussian prior from the training trials.
+        ``"amortized"``: an encoder gives it in one pass and is trained end to end through the
+        dynamics, as in the paper; faster for very many new trials, and less accurate.
 
     max_refine_iter : int, default=10
         Most Gauss-Newton iterations of the semi-amortized inference; 0 leaves the start as it is.
 
     dropout : float, default=0.0
-        Dropout on the encoder's last state while training.
+        Dropout on the encoder's last state while training; only if ``inference="amortized"``.
 
     initial_condition_dropout : float, default=0.0
         Dropout on the initial condition while training. The paper uses 0.05 on both; with few
         latents it hurts, because a trial that loses a coordinate teaches nothing.
 
     coordinated_dropout : float, default=0.2
-        Share of the entries hidden from the encoder at random while it is trained, so that it
-        copes with unobserved ones.
+        Share of the entries hidden from the encoder at random while it is trained, so that it copes
+        with unobserved ones; only if ``inference="amortized"``.
 
     optimizer : {"soap", "adam"}, default="soap"
         ``"soap"`` is Adam in the eigenbases of each weight's gradient statistics [2]_; it needs
@@ -360,28 +364,29 @@ class RNNSAE(BaseSAE):
         Activation of the hidden layers, if ``cell="mlp"``.
 
     encoder_size : int, default=64
-        Units of the encoder's bidirectional GRU, per direction.
+        Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
 
     inference : {"semi-amortized", "amortized"}, default="semi-amortized"
         How a trial's initial condition is inferred. ``"semi-amortized"``: while fitting, each
-        training trial's is a free parameter, learned jointly with dynamics and readout; for other
-        trials, the better of the encoder's guess and the best training initial condition is
-        refined by damped Gauss-Newton on the trial's log-posterior. ``"amortized"``: the encoder
-        alone gives it, trained end to end, as in the paper.
+        training trial's is a free parameter, learned jointly with dynamics and readout; another
+        trial starts at the training initial condition whose rates fit it best, and is refined by
+        damped Gauss-Newton on its log-posterior, with a Gaussian prior from the training trials.
+        ``"amortized"``: an encoder gives it in one pass and is trained end to end through the
+        dynamics, as in the paper; faster for very many new trials, and less accurate.
 
     max_refine_iter : int, default=10
         Most Gauss-Newton iterations of the semi-amortized inference; 0 leaves the start as it is.
 
     dropout : float, default=0.0
-        Dropout on the encoder's last state while training.
+        Dropout on the encoder's last state while training; only if ``inference="amortized"``.
 
     initial_condition_dropout : float, default=0.0
         Dropout on the initial condition while training. The paper uses 0.05 on both; with few
         latents it hurts, because a trial that loses a coordinate teaches nothing.
 
     coordinated_dropout : float, default=0.2
-        Share of the entries hidden from the encoder at random while it is trained, so that it
-        copes with unobserved ones.
+        Share of the entries hidden from the encoder at random while it is trained, so that it copes
+        with unobserved ones; only if ``inference="amortized"``.
 
     optimizer : {"soap", "adam"}, default="soap"
         ``"soap"`` is Adam in the eigenbases of each weight's gradient statistics [2]_; it needs

@@ -10,7 +10,6 @@ takes a sixth of the time of tanh.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +17,13 @@ from torch import Tensor
 
 from ._mlp import MLP
 
-__all__ = ["TABLEAUS", "explicit_step", "rollout_mlp"]
+__all__ = ["TABLEAUS", "compose", "explicit_step_with_jacobian", "rollout_mlp"]
 
 
 class Tableau(NamedTuple):
-    """Butcher tableau of an explicit method: ``a[s]`` weighs the earlier stages, ``b`` the result."""
+    """Butcher tableau of an explicit method: ``a[s]`` weighs the earlier stages, ``b`` the
+    result.
+    """
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
@@ -36,20 +37,29 @@ TABLEAUS = {
 }
 
 
-def explicit_step(
-    field: Callable[[Tensor], Tensor], z: Tensor, tableau: Tableau, step_size: float
-) -> Tensor:
-    """Advance ``z`` by one step; differentiable in every mode of automatic differentiation."""
+def explicit_step_with_jacobian(
+    mlp: MLP, z: Tensor, tableau: Tableau, step_size: float
+) -> tuple[Tensor, Tensor]:
+    """Advance ``z`` ``(n_latents, n_trials)`` by one step; also the step's Jacobian at each
+    column.
+    """
+    identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
     stages: list[Tensor] = []
+    jacobians: list[Tensor] = []
     for row in tableau.a:
-        x = z
-        for a, k in zip(row, stages, strict=True):
-            x = x + (step_size * a) * k
-        stages.append(field(x))
-    for b, k in zip(tableau.b, stages, strict=True):
-        if b:
-            z = z + (step_size * b) * k
-    return z
+        x = z + sum(step_size * a * k for a, k in zip(row, stages, strict=True))
+        along = identity + sum(step_size * a * j for a, j in zip(row, jacobians, strict=True))
+        stages.append(mlp(x))
+        jacobians.append(compose(mlp.jacobian(x), along))
+    for b, k, j in zip(tableau.b, stages, jacobians, strict=True):
+        z = z + step_size * b * k
+        identity = identity + step_size * b * j
+    return z, identity
+
+
+def compose(outer: Tensor, inner: Tensor) -> Tensor:
+    """Products of Jacobians ``(out, mid, n_trials)`` and ``(mid, in, n_trials)``."""
+    return (outer[:, :, None] * inner[None]).sum(1)
 
 
 def rollout_mlp(

@@ -1,4 +1,6 @@
-"""Initial conditions of unseen trials: a start, then damped Gauss-Newton on the trial's log-posterior."""
+"""Initial conditions of unseen trials: a start, then damped Gauss-Newton on the trial's
+log-posterior.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from ._batches import Batch
 from ._likelihood import log_likelihood
 from ._model import SequentialAutoencoder
 
-__all__ = ["Prior", "best_start", "better_start", "refine", "trials_at_once"]
+__all__ = ["Prior", "best_start", "refine", "trials_at_once"]
 
 #: Numbers a refinement may hold at a time (256 MB in float32).
 MOST_VALUES = 64_000_000
@@ -20,14 +22,18 @@ MOST_CANDIDATES = 1500
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian over initial conditions: ``mean`` (n_latents,), ``precision`` (n_latents, n_latents)."""
+    """Gaussian over initial conditions: ``mean`` (n_latents,), ``precision`` (n_latents,
+    n_latents).
+    """
 
     mean: Tensor
     precision: Tensor
 
     @classmethod
     def from_samples(cls, z0: Tensor) -> Prior:
-        """Mean and covariance of ``z0`` ``(n_trials, n_latents)``, shrunk to its diagonal where trials are few."""
+        """Mean and covariance of ``z0`` ``(n_trials, n_latents)``, shrunk to its diagonal where
+        trials are few.
+        """
         n_trials, n_latents = z0.shape
         mean = z0.mean(0)
         deviation = z0 - mean
@@ -61,18 +67,6 @@ def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: T
         fit -= batch.mask.reshape(-1, n_trials).T.to(log_rates.dtype) @ log_rates.exp()
     fit += prior.log_density(bank)
     return bank[:, fit.nan_to_num(nan=-torch.inf).argmax(1)]
-
-
-def better_start(
-    model: SequentialAutoencoder, prior: Prior, batch: Batch, one: Tensor, other: Tensor
-) -> Tensor:
-    """For every trial, whichever of two initial conditions has the higher log-posterior."""
-    first, second = (
-        log_likelihood(model.log_rates(z0, len(batch.counts)), batch.counts, batch.mask)
-        + prior.log_density(z0)
-        for z0 in (one, other)
-    )
-    return torch.where(first >= second, one, other)
 
 
 def trials_at_once(n_bins: int, n_neurons: int, n_latents: int, n_hidden: int) -> int:

@@ -18,6 +18,13 @@ ACTIVATIONS = {
     "softplus": nn.functional.softplus,
 }
 
+# Derivatives, read off the activation's output.
+SLOPES = {
+    "tanh": lambda h: 1 - h**2,
+    "relu": lambda h: (h > 0).to(h.dtype),
+    "softplus": lambda h: 1 - torch.exp(-h),
+}
+
 
 def uniform_weight(n_out: int, n_in: int, generator: torch.Generator) -> nn.Parameter:
     """Draw a ``(n_out, n_in + 1)`` weight-and-bias matrix, uniform within +- 1/sqrt(n_in)."""
@@ -26,7 +33,9 @@ def uniform_weight(n_out: int, n_in: int, generator: torch.Generator) -> nn.Para
 
 
 def affine(weight: Tensor, x: Tensor) -> Tensor:
-    """Apply ``weight`` (bias in its last column) to the columns of ``x``, ``(..., n_in, n_trials)``."""
+    """Apply ``weight`` (bias in its last column) to the columns of ``x``, ``(..., n_in,
+    n_trials)``.
+    """
     if x.ndim == 2:
         return torch.addmm(weight[:, -1:], weight[:, :-1], x)
     return weight[:, :-1] @ x + weight[:, -1:]
@@ -62,3 +71,22 @@ class MLP(nn.Module):
         for weight in hidden:
             z = activate(affine(weight, z))
         return affine(last, z)
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        """Jacobians ``(n_latents out, n_latents in, n_trials)`` at the columns of ``z``."""
+        activate = ACTIVATIONS[self.activation]
+        slope = SLOPES[self.activation]
+        *hidden, last = self.weights
+        chain = hidden[0][:, :-1, None]
+        x = z
+        for weight, following in zip(hidden, [*hidden[1:], last], strict=True):
+            x = activate(affine(weight, x))
+            # (out, hidden) x (hidden, in) products, weighed by the slope of each hidden unit.
+            if chain.shape[2] == 1:
+                pairs = following[:, None, :-1] * chain[:, :, 0].T[None]
+                chain = (pairs.flatten(0, 1) @ slope(x)).unflatten(0, (len(following), len(z)))
+            else:
+                chain = (following[:, :-1] @ (slope(x)[:, None] * chain).flatten(1)).unflatten(
+                    1, (len(z), -1)
+                )
+        return chain

@@ -1,4 +1,4 @@
-"""The network: encoder, dynamics and readout in one module."""
+"""The network: dynamics and readout, and an encoder where inference is amortized."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ __all__ = ["SequentialAutoencoder"]
 
 
 class SequentialAutoencoder(nn.Module):
-    """Holds the three parts of the model; trials are the last axis of every tensor."""
+    """Holds the parts of the model; trials are the last axis of every tensor."""
 
-    def __init__(self, encoder: Encoder, dynamics: Dynamics, readout: Readout) -> None:
+    def __init__(self, dynamics: Dynamics, readout: Readout, encoder: Encoder | None) -> None:
         super().__init__()
-        self.encoder = encoder
         self.dynamics = dynamics
         self.readout = readout
+        self.encoder = encoder
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Weights of dynamics and readout: what makes spikes from an initial condition."""
         return [*self.dynamics.parameters(), *self.readout.parameters()]
 
     def log_rates(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Log-rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``(n_latents, n_trials)``."""
+        """Log-rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``(n_latents,
+        n_trials)``.
+        """
         return self.readout(self.dynamics.rollout(z0, n_bins))

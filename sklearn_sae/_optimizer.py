@@ -113,7 +113,9 @@ OPTIMIZERS = {
 
 
 class RowAdam:
-    """Adam for a table of which every step touches some rows only; each row counts its own steps."""
+    """Adam for a table of which every step touches some rows only; each row counts its own
+    steps.
+    """
 
     def __init__(self, table: Tensor) -> None:
         self.table = table

@@ -25,7 +25,9 @@ class Readout(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Log-rates ``(n_bins, n_neurons, n_trials)`` of latents ``(n_bins, n_latents, n_trials)``."""
+        """Log-rates ``(n_bins, n_neurons, n_trials)`` of latents ``(n_bins, n_latents,
+        n_trials)``.
+        """
         return affine(self.weight, latents)
 
 
@@ -63,7 +65,9 @@ def pca_start(
 
 
 def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
-    """Log of Gaussian-smoothed counts ``(n_rows, n_bins, n_neurons)``; NaN where nothing is near."""
+    """Log of Gaussian-smoothed counts ``(n_rows, n_bins, n_neurons)``; NaN where nothing is
+    near.
+    """
     counts, observed = trials.read(rows, n_bins)
     smoothed = gaussian_filter1d(counts.astype(np.float32), SMOOTHING_BINS, axis=1, mode="constant")
     support = np.ones((1, counts.shape[1], 1)) if observed is None else observed.astype(np.float32)

@@ -1,4 +1,6 @@
-"""The trainer: a generator that yields one record per epoch, so that its caller owns progress and stopping."""
+"""The trainer: a generator that yields one record per epoch, so that its caller owns progress and
+stopping.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,16 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch, Trials
-from ._encoder import drop, hide_at_random
+from ._encoder import Encoder, drop, hide_at_random
 from ._likelihood import mean_loss
 from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS, RowAdam, Soap
 from ._schedule import Schedule
 
-__all__ = ["EncodedInitialConditions", "FreeInitialConditions", "Record", "train", "train_encoder"]
+__all__ = ["EncodedInitialConditions", "FreeInitialConditions", "Record", "train"]
 
-#: Initial conditions move in latents of unit size, and see one trial each: larger steps than weights.
+#: Initial conditions move in latents of unit size, and see one trial each: larger steps than
+#: weights.
 INITIAL_CONDITION_SPEED = 5.0
 
 
@@ -35,7 +38,9 @@ class Record:
 
 
 class InitialConditions(ABC):
-    """Where training gets a batch's initial conditions from, and what it does with their gradient."""
+    """Where training gets a batch's initial conditions from, and what it does with their
+    gradient.
+    """
 
     @abstractmethod
     def take(self, batch: Batch) -> Tensor:
@@ -50,7 +55,9 @@ class InitialConditions(ABC):
 
 
 class FreeInitialConditions(InitialConditions):
-    """Every training trial's initial condition is a free parameter (``inference="semi-amortized"``)."""
+    """Every training trial's initial condition is a free parameter
+    (``inference="semi-amortized"``).
+    """
 
     def __init__(self, table: Tensor, dropout: float, generator: torch.Generator) -> None:
         self.table = table
@@ -69,17 +76,19 @@ class FreeInitialConditions(InitialConditions):
 
 
 class EncodedInitialConditions(InitialConditions):
-    """The encoder gives the initial conditions and is trained end to end (``inference="amortized"``)."""
+    """The encoder gives the initial conditions and is trained end to end
+    (``inference="amortized"``).
+    """
 
     def __init__(
         self,
-        model: SequentialAutoencoder,
+        encoder: Encoder,
         trials: Trials,
         coordinated_dropout: float,
         dropout: float,
         generator: torch.Generator,
     ) -> None:
-        self.encoder, self.trials = model.encoder, trials
+        self.encoder, self.trials = encoder, trials
         self.coordinated_dropout, self.dropout = coordinated_dropout, dropout
         self.generator = generator
 
@@ -126,37 +135,6 @@ def train(
             initial_conditions.update(batch, z0, learning_rate)
         mean = float(np.mean(losses))
         yield Record(epoch + 1, mean, horizon, learning_rate, horizon == trials.n_bins)
-
-
-def train_encoder(
-    model: SequentialAutoencoder,
-    trials: Trials,
-    targets: Tensor,
-    *,
-    n_epochs: int,
-    batch_size: int,
-    coordinated_dropout: float,
-    generator: torch.Generator,
-    device: torch.device,
-) -> None:
-    """Teach the encoder the learned initial conditions ``targets`` ``(n_trials, n_latents)``.
-
-    Entries are hidden at random, so that it copes with holes. Errors count in units of the spread
-    of the targets.
-    """
-    encoder = model.encoder
-    encoder.offset.copy_(targets.mean(0)[:, None])
-    encoder.scale.copy_(targets.std(0, correction=0).clamp(min=1e-3)[:, None])
-    schedule = Schedule(5e-3, "onecycle", trials.n_bins, 1, 1, 0.0)
-    optimise = Soap(encoder.parameters(), **OPTIMIZERS["soap"])
-    for epoch in range(n_epochs):
-        batches = shuffled(len(trials), batch_size, generator)
-        for i, rows in enumerate(batches):
-            batch = hide_at_random(trials.batch(rows, device), coordinated_dropout, generator)
-            error = (encoder(batch, generator) - targets[rows].T) / encoder.scale
-            error.square().mean().backward()
-            progress = (epoch + i / len(batches)) / n_epochs
-            optimise.step(schedule.learning_rate_at(progress), 1.0)
 
 
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:

@@ -20,7 +20,9 @@ CHUNK = 8_000_000
 
 
 def check_trials(estimator: Any, X: Any, *, reset: bool) -> Trials:
-    """Check spikes and wrap them; ``reset`` learns ``n_features_in_`` (neurons) instead of checking it."""
+    """Check spikes and wrap them; ``reset`` learns ``n_features_in_`` (neurons) instead of checking
+    it.
+    """
     if hasattr(X, "detach"):
         X = X.detach().cpu().numpy()
     name = type(estimator).__name__
@@ -200,7 +202,9 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_seed(random_state: Any) -> int:
-    """A seed from an int, a RandomState or None (fresh entropy; the global generator is left alone)."""
+    """A seed from an int, a RandomState or None (fresh entropy; the global generator is left
+    alone).
+    """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))

@@ -1,0 +1,192 @@
+"""Scores of a fitted estimator, usable as scikit-learn's ``scoring=``."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import r2_score
+from sklearn.utils import check_random_state
+
+from ._accuracy import bits_per_spike
+from ._trials import Array, as_trials, rows
+
+
+def co_smoothing_score(
+    estimator: Any, X: Any, y: Any = None, *, held_out: float = 0.25, random_state: Any = 0
+) -> float:
+    """Bits per spike on neurons that the estimator was not shown.
+
+    The same neurons are hidden (set to NaN) in all trials, predicted from the others, and compared
+    with constant rates, ``estimator.null_rates_`` [1]_.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        With ``predict`` and ``null_rates_``; or a pipeline that ends in one.
+    X : trials of counts
+        NaN is an entry not observed, and not scored.
+    y : None
+        Ignored.
+    held_out : float, default=0.25
+        Share of the neurons to hide, more than 0 and less than 1; at least one is hidden and one
+        is not.
+    random_state : int, RandomState or None, default=0
+        Draws the hidden neurons.
+
+    Returns
+    -------
+    float
+        Higher is better; 0 is no better than constant rates.
+
+    Raises
+    ------
+    ValueError
+        If ``held_out`` is not a share, or there are fewer than 2 neurons.
+
+    References
+    ----------
+    .. [1] Pei, F. et al. (2021), as in `bits_per_spike`.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sklearn_sae.metrics import co_smoothing_score
+    >>> cross_val_score(est, spikes, scoring=co_smoothing_score)  # doctest: +SKIP
+    """
+    trials = as_trials("X", X)
+    n_neurons = trials[0].shape[1]
+    if not 0 < held_out < 1:
+        raise ValueError(f"held_out must be a share between 0 and 1, got {held_out!r}.")
+    if n_neurons < 2:
+        raise ValueError("X must have 2 neurons or more, one to hide and one to show; it has 1.")
+    n_hidden = int(np.clip(round(held_out * n_neurons), 1, n_neurons - 1))
+    hidden = check_random_state(random_state).permutation(n_neurons)[:n_hidden]
+    masks = [np.isin(np.arange(n_neurons), hidden) & np.ones((len(x), 1), bool) for x in trials]
+    return _hidden_bits_per_spike(estimator, X, trials, masks)
+
+
+def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: Any = 10) -> float:
+    """Bits per spike on the last bins of each trial, which the estimator was not shown.
+
+    The last ``n_bins`` bins of each trial are hidden (set to NaN) for all neurons, predicted from
+    those before, and compared with constant rates, ``estimator.null_rates_`` [1]_.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        With ``predict`` and ``null_rates_``; or a pipeline that ends in one.
+    X : trials of counts
+        NaN is an entry not observed. A trial ends with its last bin that has anything observed.
+    y : None
+        Ignored.
+    n_bins : int, default=10
+        Number of bins to hide.
+
+    Returns
+    -------
+    float
+        Higher is better; 0 is no better than constant rates.
+
+    Raises
+    ------
+    ValueError
+        If ``n_bins`` is not positive, or a trial has no bin more than that.
+
+    References
+    ----------
+    .. [1] Pei, F. et al. (2021), as in `bits_per_spike`.
+
+    Examples
+    --------
+    >>> from sklearn.model_selection import cross_val_score
+    >>> from sklearn_sae.metrics import forward_prediction_score
+    >>> cross_val_score(est, spikes, scoring=forward_prediction_score)  # doctest: +SKIP
+    """
+    if not isinstance(n_bins, int | np.integer) or n_bins < 1:
+        raise ValueError(f"n_bins must be an integer >= 1, got {n_bins!r}.")
+    trials = as_trials("X", X)
+    masks = []
+    for i, x in enumerate(trials):
+        observed = np.flatnonzero(~np.isnan(x).all(axis=1))
+        end = observed[-1] + 1 if observed.size else 0
+        if end - n_bins < 1 or observed[0] >= end - n_bins:
+            raise ValueError(
+                f"n_bins must leave every trial an observed bin; trial {i} ends after {end} bins, "
+                f"and {n_bins} were to be hidden. Hide fewer, or leave out short trials."
+            )
+        bins = np.arange(len(x))[:, None]
+        masks.append((bins >= end - n_bins) & (bins < end) & np.ones(x.shape, dtype=bool))
+    return _hidden_bits_per_spike(estimator, X, trials, masks)
+
+
+def cycle_consistency(
+    estimator: Any, X: Any, y: Any = None, *, noise: float = 0.0, random_state: Any = 0
+) -> float:
+    """How much of the latents can be read back from the rates that they give.
+
+    Latents are mapped to log-rates, and an affine map from those back to latents is fitted by least
+    squares. The score is its R2, in which dimensions weigh by their variance. Latent activity that
+    the readout does not show to the neurons lowers it: activity that the data cannot have asked
+    for [1]_. With a linear readout and no ``noise`` only what the readout loses altogether can
+    lower it, as when there are more latents than neurons; noise on the log-rates, as in the
+    Computation-through-Dynamics Benchmark [2]_, makes what it shows faintly count as well. (Both
+    papers fit a small network for the way back, where a readout is nonlinear; the readouts here
+    are linear.)
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        With ``transform`` and ``inverse_transform``.
+    X : trials of counts
+        NaN is an entry not observed.
+    y : None
+        Ignored.
+    noise : float, default=0.0
+        Standard deviation of Gaussian noise that is added to the log-rates after the fit.
+    random_state : int, RandomState or None, default=0
+        Draws the noise.
+
+    Returns
+    -------
+    float
+        At most 1.
+
+    Raises
+    ------
+    ValueError
+        If ``noise`` is negative.
+
+    References
+    ----------
+    .. [1] Versteeg, C., Sedler, A. R., McCart, J. D. & Pandarinath, C. (2023). Expressive dynamics
+       models with nonlinear injective readouts enable reliable recovery of latent features from
+       neural activity. arXiv:2309.06402.
+    .. [2] Versteeg, C. et al. (2025), as in `state_r2`.
+
+    Examples
+    --------
+    >>> from sklearn_sae.metrics import cycle_consistency
+    >>> cycle_consistency(est, spikes, noise=0.1)  # doctest: +SKIP
+    """
+    if not noise >= 0:
+        raise ValueError(f"noise must be a standard deviation >= 0, got {noise!r}.")
+    latents = estimator.transform(X)
+    rates = rows(as_trials("rates", estimator.inverse_transform(latents)))
+    states = rows(as_trials("latents", latents))
+    log_rates = np.log(np.maximum(rates, 1e-9))
+    back = LinearRegression().fit(log_rates, states)
+    noisy = log_rates + noise * check_random_state(random_state).normal(size=log_rates.shape)
+    return float(r2_score(states, back.predict(noisy), multioutput="variance_weighted"))
+
+
+def _hidden_bits_per_spike(
+    estimator: Any, X: Any, trials: list[Array], masks: list[NDArray[np.bool_]]
+) -> float:
+    """Hide the entries under the masks, predict, and score those alone."""
+    shown = [np.where(mask, np.nan, x) for x, mask in zip(trials, masks, strict=True)]
+    hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, masks, strict=True)]
+    # An array stays one array: a pipeline's transformers may take nothing else.
+    rates = estimator.predict(shown if isinstance(X, list | tuple) else np.stack(shown))
+    last = estimator[-1] if hasattr(estimator, "steps") else estimator
+    return bits_per_spike(rates, hidden, last.null_rates_)
