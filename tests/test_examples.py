@@ -1,0 +1,104 @@
+"""The examples run at their small size and save their figures; the README's code runs."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PNG = b"\x89PNG"
+
+
+def run(example, *arguments, cwd):
+    # The examples belong to this checkout, whatever else is installed.
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / example), "--quick", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return result
+
+
+def succeed(*args, **kwargs):
+    result = run(*args, **kwargs)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def number(name, text):
+    found = re.search(rf"{name}:?\s+(-?\d+\.\d+)", text)
+    assert found, f"no number after {name!r} in:\n{text}"
+    return float(found[1])
+
+
+def test_quickstart(tmp_path):
+    out = succeed("quickstart.py", cwd=tmp_path)
+    assert number("rate R2", out) <= 1
+    assert number("state R2", out) <= 1
+    assert np.isfinite(number("score", out))
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("key", ["labels", "target", None])
+def test_real_recording(tmp_path, key):
+    rng = np.random.default_rng(0)
+    arrays = {"spikes": rng.poisson(1.0, (30, 12, 6)).astype(np.uint8)}
+    if key is not None:
+        arrays[key] = np.arange(30) % 3
+    np.savez(tmp_path / "recording.npz", **arrays)
+
+    options = ["--candidates", "1", "2", "--n-jobs", "1", "--out", "figure.png"]
+    if key == "target":
+        options += ["--labels", "target"]
+    out = succeed("real_recording.py", "recording.npz", *options, cwd=tmp_path)
+
+    assert out.count("<- chosen") == 1
+    assert np.isfinite(number("Score on test trials", out))
+    if key is None:
+        assert "decoded" not in out
+    else:
+        assert 0 <= number("test trials' latents", out) <= 1
+    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ({"counts": np.ones((4, 3, 2))}, [], "no array `spikes`"),
+        ({"spikes": np.ones((4, 3, 2))}, ["--labels", "target"], "no array `target`"),
+    ],
+)
+def test_real_recording_names_what_is_missing(tmp_path, arrays, options, message):
+    np.savez(tmp_path / "recording.npz", **arrays)
+    result = run("real_recording.py", "recording.npz", *options, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_code_in_readme():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 4
+    code = "\n".join(blocks)
+    # The same calls with tiny fits in one process, for time.
+    code = code.replace("random_state=0", "random_state=0, max_epochs=2")
+    code = code.replace("n_jobs=2", "n_jobs=1")
+    rng = np.random.default_rng(0)
+    names = {
+        "spikes": rng.poisson(1.0, (60, 12, 9)),
+        "new_spikes": rng.poisson(1.0, (5, 12, 9)),
+        "labels": np.arange(60) % 3,
+        "train": np.arange(40),
+        "test": np.arange(40, 60),
+    }
+    exec(code, names)
+    assert names["latents"].shape == (60, 12, 3)
+    assert names["rates"].shape == (60, 12, 9)
