@@ -33,15 +33,30 @@ from ._training import (
     InitialConditions,
     train,
 )
+from ._uncertainty import latents_with_std, model_variance, rates_with_std
 from ._validation import check_count, check_device, check_latents, check_seed, check_trials
 
 __all__ = ["BaseSAE"]
 
-MOST_TRIALS_AT_ONCE = 512
+
+LEARNED = (
+    "model_",
+    "training_initial_conditions_",
+    "model_variance_",
+    "validation_scores_",
+    "best_validation_score_",
+)
 
 
-class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metaclass=ABCMeta):
+class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
+    TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metaclass=ABCMeta
+):
     """Sequential autoencoder; subclasses say which dynamics to build."""
+
+    def __init_subclass__(cls, auto_wrap_output_keys=None, **kwargs):
+        """Keep scikit-learn from wrapping three-dimensional latents in data frames."""
+        # Every subclass would ask for it anew: its default is to wrap.
+        super().__init_subclass__(auto_wrap_output_keys=auto_wrap_output_keys, **kwargs)
 
     @abstractmethod
     def _build_dynamics(self, generator: torch.Generator) -> Dynamics:
@@ -70,15 +85,18 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         generator = torch.Generator(device="cpu").manual_seed(seed)
         training, validation = self._split(trials, seed)
 
-        model, z0 = (
-            self._continue(training) if continued else self._start(training, seed, generator)
-        )
+        if continued:
+            model, z0 = self._continue(training, generator)
+        else:
+            self._forget()
+            model, z0 = self._start(training, seed, generator)
         model.to(device)
         initial_conditions = self._initial_conditions(model, training, z0.to(device), generator)
         stopper = self._early_stopping(model, validation, initial_conditions, device)
         self._train(model, training, initial_conditions, stopper, generator, device)
         if isinstance(initial_conditions, FreeInitialConditions):
             self.training_initial_conditions_ = initial_conditions.table.cpu().numpy()
+            self.model_variance_ = model_variance(model, training, initial_conditions.table)
         self.model_ = model.cpu().requires_grad_(False)
         return self
 
@@ -100,20 +118,41 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         weight, z0 = pca_start(
             training, self.n_latents, dynamics.latent_scale, np.random.default_rng(seed)
         )
-        encoder = None
-        if self.inference == "amortized":
-            encoder = Encoder(
-                self.null_rates_, self.n_latents, self.encoder_size, self.dropout, generator
-            )
+        encoder = self._build_encoder(generator)
         return SequentialAutoencoder(dynamics, Readout(weight), encoder), z0
 
-    def _continue(self, training: Trials) -> tuple[SequentialAutoencoder, Tensor]:
+    def _continue(
+        self, training: Trials, generator: torch.Generator
+    ) -> tuple[SequentialAutoencoder, Tensor]:
         """Go on from the last fit (``warm_start``); its inference says where the trials start."""
         with torch.no_grad():
-            device = torch.device("cpu")
-            batches = training.chunks(self._chunk_size(training), device)
+            batches = training.chunks(
+                trials_at_once(self.model_, training.n_bins), torch.device("cpu")
+            )
             z0 = torch.cat([self._infer(self.model_, batch) for batch in batches], dim=1).T
-        return self.model_.requires_grad_(True), z0.contiguous()
+        # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
+        dynamics, encoder = self._build_dynamics(generator), self._build_encoder(generator)
+        readout = Readout(torch.zeros_like(self.model_.readout.weight))
+        model = SequentialAutoencoder(dynamics, readout, encoder)
+        try:
+            model.load_state_dict(self.model_.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                "warm_start=True goes on with the weights of the last fit, but a parameter that "
+                "decides their shape was changed since (n_latents, hidden_sizes, encoder_size, "
+                "inference or cell). Set it back, or set warm_start=False to start afresh."
+            ) from error
+        return model, z0.contiguous()
+
+    def _build_encoder(self, generator: torch.Generator) -> Encoder | None:
+        if self.inference != "amortized":
+            return None
+        return Encoder(self.null_rates_, self.n_latents, self.encoder_size, self.dropout, generator)
+
+    def _forget(self) -> None:
+        """Drop what an earlier fit learned, so that one that fails leaves no mixture behind."""
+        for name in LEARNED:
+            self.__dict__.pop(name, None)
 
     def _initial_conditions(
         self,
@@ -124,7 +163,7 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
         if model.encoder is None:
-            return FreeInitialConditions(z0, dropout, generator)
+            return FreeInitialConditions(z0, model, training, dropout, generator)
         return EncodedInitialConditions(
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )
@@ -170,8 +209,8 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
                         break
             except KeyboardInterrupt:
                 warnings.warn(
-                    f"Training interrupted in epoch {self.n_iter_ + 1} of {self.max_epochs}; the model "
-                    "as it stands is kept.",
+                    f"Training interrupted in epoch {self.n_iter_ + 1} of {self.max_epochs}; the "
+                    "model as it stands is kept.",
                     ConvergenceWarning,
                     stacklevel=4,
                 )
@@ -211,37 +250,58 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
 
     # ------------------------------------------------------------------ using the fitted model
 
-    def transform(self, X):
+    def transform(self, X, return_std=False):
         """Infer the latents of trials.
 
         Parameters
         ----------
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts; NaN = not observed. The number of bins may differ from that in ``fit``.
+        return_std : bool, default=False
+            Return standard deviations too; only if ``inference="semi-amortized"``. They hold what
+            the trial's spikes leave open (Laplace approximation) and the error of the model
+            (``model_variance_``).
 
         Returns
         -------
         latents : float32 array of shape (n_trials, n_bins, n_latents), or list of (n_bins_i,
         n_latents)
             Latents in every bin, observed or not; a list if ``X`` was one.
+        std : as latents
+            Their standard deviations, only if ``return_std``.
         """
-        return self._per_bin(X, lambda model, z0, n_bins: model.dynamics.rollout(z0, n_bins))
+        if return_std:
+            return self._with_std(X, latents_with_std)
+        return self._per_bin(
+            X, lambda model, z0, batch: model.dynamics.rollout(z0, len(batch.counts))
+        )
 
-    def predict(self, X):
+    def predict(self, X, return_std=False):
         """Infer the firing rates of trials.
 
         Parameters
         ----------
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts; NaN = not observed.
+        return_std : bool, default=False
+            Return standard deviations too; only if ``inference="semi-amortized"``. The posterior of
+            a rate is lognormal, with the predicted rate m as its median and the standard deviation
+            m sqrt((exp(v) - 1) exp(v)), v being the variance of the log-rate: what the trial's
+            spikes leave open (Laplace approximation) and ``model_variance_``.
 
         Returns
         -------
         rates : float32 array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i,
         n_neurons)
             Expected counts per bin, also where nothing was observed; a list if ``X`` was one.
+        std : as rates
+            Their standard deviations, only if ``return_std``.
         """
-        return self._per_bin(X, lambda model, z0, n_bins: model.log_rates(z0, n_bins).exp())
+        if return_std:
+            return self._with_std(X, rates_with_std)
+        return self._per_bin(
+            X, lambda model, z0, batch: model.log_rates(z0, len(batch.counts)).exp()
+        )
 
     def inverse_transform(self, X):
         """Rates of given latents.
@@ -386,7 +446,7 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
             One name per latent.
         """
         check_is_fitted(self)
-        return np.array([f"latent{i}" for i in range(self.n_latents)], dtype=object)
+        return np.array([f"latent{i}" for i in range(self._n_fitted_latents)], dtype=object)
 
     def set_output(self, *, transform=None):
         """Refuse any container but NumPy arrays: latents are three-dimensional.
@@ -403,9 +463,10 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         """
         if transform not in ("default", None):
             raise ValueError(
-                f"set_output(transform={transform!r}) is not possible for {type(self).__name__}: latents have "
-                "shape (n_trials, n_bins, n_latents), and a data frame has two axes. Flatten them in a "
-                "FunctionTransformer after this step, and call set_output on that."
+                f"set_output(transform={transform!r}) is not possible for {type(self).__name__}: "
+                "latents have shape (n_trials, n_bins, n_latents), and a data frame has two axes. "
+                "Flatten them in a FunctionTransformer after this step, and call set_output on "
+                "that."
             )
         return self
 
@@ -419,8 +480,15 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
-    # ------------------------------------------------------------------ the shared path of all of
-    # these
+    def __sklearn_is_fitted__(self):
+        """Whether there is a model: a fit that failed may have left other attributes."""
+        return hasattr(self, "model_")
+
+    # ------------------------------------------------------------------ shared by all of these
+
+    @property
+    def _n_fitted_latents(self) -> int:
+        return self.model_.readout.weight.shape[1] - 1
 
     def _batches(self, X: Any) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
         """The fitted model on its device, with one batch of checked trials after the other."""
@@ -429,13 +497,8 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         with torch.no_grad():
-            for batch in trials.chunks(self._chunk_size(trials), device):
+            for batch in trials.chunks(trials_at_once(model, trials.n_bins), device):
                 yield model, batch
-
-    def _chunk_size(self, trials: Trials) -> int:
-        n_hidden = sum(getattr(self, "hidden_sizes", ()))
-        at_once = trials_at_once(trials.n_bins, trials.n_neurons, self.n_latents, n_hidden)
-        return min(MOST_TRIALS_AT_ONCE, at_once)
 
     def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
         """Initial conditions ``(n_latents, n_trials)``."""
@@ -447,23 +510,43 @@ class BaseSAE(TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metac
         return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
 
     def _per_bin(
-        self, X: Any, compute: Callable[[SequentialAutoencoder, Tensor, int], Tensor]
+        self, X: Any, compute: Callable[[SequentialAutoencoder, Tensor, Batch], Tensor]
     ) -> np.ndarray | list[np.ndarray]:
         pieces = []
         for model, batch in self._batches(X):
-            values = compute(model, self._infer(model, batch), len(batch.counts))
+            values = compute(model, self._infer(model, batch), batch)
             pieces.append(values.permute(2, 0, 1).cpu().numpy())
-        values = np.concatenate(pieces)
+        whole = np.concatenate(pieces)
         if not isinstance(X, list | tuple):
-            return values
-        return [value[: len(trial)] for value, trial in zip(values, X, strict=True)]
+            return whole
+        return [value[: len(trial)] for value, trial in zip(whole, X, strict=True)]
+
+    def _with_std(self, X: Any, compute: Callable[..., Tensor]) -> tuple[Any, Any]:
+        """What ``compute`` gives for every bin, split into values and standard deviations."""
+        check_is_fitted(self)
+        if self.model_.encoder is not None:
+            raise ValueError(
+                "return_std=True needs the posterior of the initial conditions, which an encoder "
+                'does not give: this model was fitted with inference="amortized". Fit with '
+                'inference="semi-amortized".'
+            )
+        table = torch.from_numpy(self.training_initial_conditions_)
+        prior = Prior.from_samples(table.to(check_device(self.device)))
+        both = self._per_bin(
+            X, lambda model, z0, batch: compute(model, prior, self.model_variance_, batch, z0)
+        )
+        if not isinstance(both, list):
+            values, std = np.split(both, 2, axis=-1)
+            return values, std
+        pairs = [np.split(trial, 2, axis=-1) for trial in both]
+        return [values for values, _ in pairs], [std for _, std in pairs]
 
     def _on_states(
         self, z: Any, compute: Callable[[SequentialAutoencoder, Tensor], Tensor]
     ) -> np.ndarray:
         """Apply ``compute`` to states ``(..., n_latents)``, one per column, on the CPU."""
         check_is_fitted(self)
-        states = check_latents(z, self.model_.readout.weight.shape[1] - 1, "latents")
+        states = check_latents(z, self._n_fitted_latents, "latents")
         columns = torch.from_numpy(states.reshape(-1, states.shape[-1]).T.copy())
         with torch.no_grad():
             values = compute(self.model_, columns)

@@ -36,9 +36,7 @@ class Batch:
         return len(self.rows)
 
     def hide(self, hidden: Tensor) -> Batch:
-        """The same batch with the entries in ``hidden`` (boolean, of the shape of counts)
-        unobserved.
-        """
+        """The same batch without the entries in ``hidden`` (boolean, shaped like counts)."""
         mask = ~hidden if self.mask is None else self.mask & ~hidden
         return replace(self, counts=self.counts * mask, mask=mask)
 
@@ -48,8 +46,9 @@ class Batch:
 
 
 class Trials:
-    """A checked recording: an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i,
-    n_neurons)``.
+    """A checked recording.
+
+    ``data`` is an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i, n_neurons)``.
     """
 
     def __init__(self, data: np.ndarray | Sequence[np.ndarray], *, has_missing: bool) -> None:
@@ -73,8 +72,9 @@ class Trials:
     def read(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Counts ``(n_rows, n_bins, n_neurons)``, zero where unobserved, and the mask (None = all
-        observed).
+        """Counts ``(n_rows, n_bins, n_neurons)`` and their mask, None if all were observed.
+
+        Counts are zero where they were not.
         """
         if not self.is_list:
             counts = self.data[rows, :n_bins]
@@ -95,17 +95,17 @@ class Trials:
         lengths = np.full(len(rows), counts.shape[1])
         mask = None
         if observed is not None:
-            seen = observed.any(axis=2)
+            seen = np.logical_or.reduce(observed, axis=2)
             lengths = np.where(seen.any(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1), 1)
             mask = _trials_last(observed, device)
-        if counts.dtype.kind != "f" and counts.dtype not in TORCH_INTEGERS:
+        if counts.dtype not in TORCH_DTYPES:
             counts = counts.astype(np.float32)
         return Batch(_trials_last(counts, device).float(), mask, lengths, rows)
 
-    def chunks(self, size: int, device: torch.device) -> Iterator[Batch]:
+    def chunks(self, size: int, device: torch.device, n_bins: int | None = None) -> Iterator[Batch]:
         """All trials in order, in batches of ``size``."""
         for start in range(0, len(self), size):
-            yield self.batch(np.arange(start, min(start + size, len(self))), device)
+            yield self.batch(np.arange(start, min(start + size, len(self))), device, n_bins)
 
     def mean_counts(self) -> np.ndarray:
         """Mean count per bin of every neuron over its observed entries."""
@@ -138,7 +138,8 @@ class _Subset(Trials):
         return self.whole.read(self.rows[rows], n_bins)
 
 
-TORCH_INTEGERS = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_)
+#: What torch can read without a conversion by NumPy: neither uint16 nor swapped bytes, for one.
+TORCH_DTYPES = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_, np.float32, np.float64)
 
 
 def _pad(trials: list[np.ndarray], n_bins: int) -> np.ndarray:

@@ -44,9 +44,7 @@ class Dynamics(nn.Module):
 
     @abstractmethod
     def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``(n_latents,
-        n_trials)``.
-        """
+        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``."""
 
     def step(self, z: Tensor) -> Tensor:
         """Advance states by one bin."""
@@ -54,9 +52,7 @@ class Dynamics(nn.Module):
 
     @abstractmethod
     def step_jacobian(self, z: Tensor) -> Tensor:
-        """Jacobians ``(n_latents out, n_latents in, n_trials)`` of the one-bin map at columns of
-        z.
-        """
+        """Jacobians ``(n_latents out, n_latents in, n_trials)`` of ``step`` at columns of ``z``."""
 
 
 class NeuralODE(Dynamics):
@@ -155,9 +151,7 @@ class RecurrentDynamics(Dynamics):
 
 
 def forward_jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Jacobians at the columns of ``z`` by forward-mode differentiation, all directions
-    together.
-    """
+    """Jacobians at the columns of ``z``, by forward-mode differentiation in all directions."""
     n_latents, n_trials = z.shape
     identity = torch.eye(n_latents, dtype=z.dtype, device=z.device)
     directions = identity.repeat_interleave(n_trials, dim=1)
@@ -179,9 +173,7 @@ class TanhCell(nn.Module):
 
 
 class GRUCell(nn.Module):
-    """A gated recurrent unit without input: the reset, update and new gates of
-    ``torch.nn.GRUCell``.
-    """
+    """A gated recurrent unit without input, otherwise as ``torch.nn.GRUCell``."""
 
     def __init__(self, n_latents: int, generator: torch.Generator) -> None:
         super().__init__()

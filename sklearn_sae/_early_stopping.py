@@ -1,6 +1,4 @@
-"""Stop when the held-out score of validation trials no longer rises, and go back to the best
-epoch.
-"""
+"""Stop when the held-out score of validation trials no longer rises; keep the best epoch."""
 
 from __future__ import annotations
 
@@ -35,7 +33,11 @@ class ValidationScore:
 
     @torch.no_grad()
     def __call__(self) -> float:
-        z0 = self.model.encoder(self.seen) if self.table is None else self._follow(self.table)
+        if self.table is not None:
+            z0 = self._follow(self.table)
+        else:
+            assert self.model.encoder is not None
+            z0 = self.model.encoder(self.seen)
         log_rates = self.model.log_rates(z0, len(self.batch.counts))
         gain, n_spikes = bits_per_spike(log_rates, self.null_rates, self.batch, self.hidden)
         return float(gain / n_spikes.clamp(min=1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from ._batches import Batch
 from ._mlp import affine, uniform_weight
@@ -14,13 +14,15 @@ __all__ = ["Encoder", "hide_at_random"]
 
 
 class Encoder(nn.Module):
-    """Bidirectional GRU over a trial, last state of either direction, linear to the initial
-    condition.
+    """Bidirectional GRU over a trial; its last states, linearly, give the initial condition.
 
     Counts enter standardised, so an unobserved entry, which is set to zero, stands for the
     neuron's mean. Bins after a trial's last observed one are not read at all: padding changes
     nothing.
     """
+
+    mean: Tensor
+    spread: Tensor
 
     def __init__(
         self,
@@ -51,10 +53,12 @@ class Encoder(nn.Module):
         if batch.mask is not None:
             x = x * batch.mask
         x = x.permute(0, 2, 1)
+        bins: Tensor | PackedSequence = x
         if (batch.lengths < len(x)).any():
             lengths = torch.as_tensor(batch.lengths, device="cpu")
-            x = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        summary = torch.cat(tuple(self.gru(x)[1]), dim=1).T
+            bins = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        _, (forwards, backwards) = self.gru(bins)
+        summary = torch.cat((forwards, backwards), dim=1).T
         summary = drop(summary, self.dropout, generator)
         return affine(self.weight, summary)
 

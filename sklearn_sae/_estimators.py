@@ -1,18 +1,18 @@
-"""The two public estimators: their parameters, their documentation, and which dynamics they
-build.
-"""
+"""The two public estimators: parameters, documentation, and which dynamics they build."""
 
 from __future__ import annotations
 
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor
 
 from ._base import BaseSAE
 from ._dynamics import SOLVERS, Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
 from ._mlp import ACTIVATIONS, MLP
+from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS
 from ._schedule import LEARNING_RATES
 
@@ -53,7 +53,7 @@ COMMON_CONSTRAINTS: dict = {
 }
 
 
-def check_sizes(hidden_sizes) -> tuple[int, ...]:
+def check_sizes(hidden_sizes: Any) -> tuple[int, ...]:
     """Layer sizes as a tuple of positive ints."""
     sizes = tuple(hidden_sizes)
     if not sizes or any(not isinstance(size, Integral) or size < 1 for size in sizes):
@@ -220,9 +220,8 @@ class NODESAE(BaseSAE):
     References
     ----------
     .. [1] Sedler, Versteeg & Pandarinath, "Expressive architectures enhance interpretability of
-    dynamics-based neural
-           population models", Neurons, Behavior, Data analysis, and Theory, 2023.
-           doi:10.51628/001c.73987
+           dynamics-based neural population models", Neurons, Behavior, Data analysis, and
+           Theory, 2023. doi:10.51628/001c.73987
     .. [2] Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025.
 
     Examples
@@ -336,7 +335,12 @@ class NODESAE(BaseSAE):
         dzdt : float32 array of shape (..., n_latents)
             Latents per bin.
         """
-        return self._on_states(z, lambda model, z: model.dynamics.vector_field(z).T)
+        return self._on_states(z, _vector_field)
+
+
+def _vector_field(model: SequentialAutoencoder, z: Tensor) -> Tensor:
+    assert isinstance(model.dynamics, NeuralODE)
+    return model.dynamics.vector_field(z).T
 
 
 class RNNSAE(BaseSAE):
@@ -483,9 +487,8 @@ class RNNSAE(BaseSAE):
     References
     ----------
     .. [1] Sedler, Versteeg & Pandarinath, "Expressive architectures enhance interpretability of
-    dynamics-based neural
-           population models", Neurons, Behavior, Data analysis, and Theory, 2023.
-           doi:10.51628/001c.73987
+           dynamics-based neural population models", Neurons, Behavior, Data analysis, and
+           Theory, 2023. doi:10.51628/001c.73987
     .. [2] Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", ICLR 2025.
 
     Examples

@@ -1,6 +1,4 @@
-"""Initial conditions of unseen trials: a start, then damped Gauss-Newton on the trial's
-log-posterior.
-"""
+"""Initial conditions of unseen trials: a start, then Gauss-Newton on the log-posterior."""
 
 from __future__ import annotations
 
@@ -18,22 +16,19 @@ __all__ = ["Prior", "best_start", "refine", "trials_at_once"]
 #: Numbers a refinement may hold at a time (256 MB in float32).
 MOST_VALUES = 64_000_000
 MOST_CANDIDATES = 1500
+MOST_TRIALS = 512
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian over initial conditions: ``mean`` (n_latents,), ``precision`` (n_latents,
-    n_latents).
-    """
+    """Gaussian over initial conditions, as mean and inverse covariance."""
 
     mean: Tensor
     precision: Tensor
 
     @classmethod
     def from_samples(cls, z0: Tensor) -> Prior:
-        """Mean and covariance of ``z0`` ``(n_trials, n_latents)``, shrunk to its diagonal where
-        trials are few.
-        """
+        """Fit to ``z0`` ``(n_trials, n_latents)``; few trials shrink it to independent latents."""
         n_trials, n_latents = z0.shape
         mean = z0.mean(0)
         deviation = z0 - mean
@@ -59,20 +54,26 @@ def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: T
     """
     bank = bank[:, :: -(-bank.shape[1] // MOST_CANDIDATES)]
     n_bins, n_neurons, n_trials = batch.counts.shape
-    log_rates = model.log_rates(bank, n_bins).reshape(n_bins * n_neurons, -1)
-    fit = batch.counts.reshape(-1, n_trials).T @ log_rates
-    if batch.mask is None:
-        fit -= log_rates.exp().sum(0)
-    else:
-        fit -= batch.mask.reshape(-1, n_trials).T.to(log_rates.dtype) @ log_rates.exp()
-    fit += prior.log_density(bank)
-    return bank[:, fit.nan_to_num(nan=-torch.inf).argmax(1)]
+    counts = batch.counts.reshape(-1, n_trials).T
+    observed = None if batch.mask is None else batch.mask.reshape(-1, n_trials).T.to(counts.dtype)
+    at_once = max(1, MOST_VALUES // (4 * n_bins * n_neurons))
+    fits = []
+    for candidates in bank.split(at_once, dim=1):
+        log_rates = model.log_rates(candidates, n_bins).reshape(n_bins * n_neurons, -1)
+        # Finite, so that nothing of an entry is left once it is multiplied by a mask of zero.
+        log_rates = log_rates.clamp(-50, 50).nan_to_num(nan=50)
+        rates = log_rates.exp()
+        expected = rates.sum(0) if observed is None else observed @ rates
+        fits.append(counts @ log_rates - expected + prior.log_density(candidates))
+    return bank[:, torch.cat(fits, dim=1).argmax(1)]
 
 
-def trials_at_once(n_bins: int, n_neurons: int, n_latents: int, n_hidden: int) -> int:
+def trials_at_once(model: SequentialAutoencoder, n_bins: int) -> int:
     """How many trials a refinement can take together within ``MOST_VALUES``."""
-    per_bin = n_latents * (3 * n_latents + 2 * n_hidden + 3) + 6 * n_neurons
-    return max(1, MOST_VALUES // (n_bins * per_bin))
+    n_neurons, n_latents = model.readout.weight.shape[0], model.readout.weight.shape[1] - 1
+    widest = max(len(weight) for weight in model.dynamics.parameters())
+    per_bin = n_latents * (4 * n_latents + 2 * widest) + 6 * n_neurons
+    return max(1, min(MOST_TRIALS, MOST_VALUES // (n_bins * per_bin)))
 
 
 def refine(
@@ -105,7 +106,8 @@ def refine(
     for _ in range(max_iter):
         gradient, fisher = gradient_and_fisher(model, prior, batch, z0, latents, log_rates)
         ridge = damping[:, None] * fisher.diagonal(dim1=1, dim2=2)
-        step = torch.linalg.solve(fisher + torch.diag_embed(ridge), gradient)
+        # solve_ex, unlike solve, gives NaN for a singular trial instead of an error for all.
+        step = torch.linalg.solve_ex(fisher + torch.diag_embed(ridge), gradient)[0]
         proposal = z0 + step.T.nan_to_num()
         new_value, new_latents, new_log_rates = posterior(proposal)
         gain = new_value - value
@@ -134,12 +136,13 @@ def gradient_and_fisher(
     n_bins, n_latents, n_trials = latents.shape
     rates = log_rates.exp()
     if batch.mask is not None:
-        rates = rates * batch.mask
+        rates = rates.masked_fill(~batch.mask, 0.0)
     kernel = model.readout.weight[:, :-1]
     pairs = (kernel[:, :, None] * kernel[:, None, :]).flatten(1)
     score = (kernel.T @ (batch.counts - rates)).permute(2, 0, 1)
     information = (pairs.T @ rates).permute(2, 0, 1).unflatten(2, (n_latents, n_latents))
-    sensitivity = sensitivities(model, latents)
+    # They may overflow after a trial's end, where score and information are zero.
+    sensitivity = sensitivities(model, latents).nan_to_num(0.0, 0.0, 0.0)
     through = sensitivity.transpose(2, 3)
     gradient = (through @ score[..., None]).sum(1)[..., 0] + prior.gradient(z0).T
     fisher = (through @ information @ sensitivity).sum(1) + prior.precision

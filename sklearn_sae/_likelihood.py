@@ -17,11 +17,13 @@ SCORE_FRACTION = 0.2
 
 
 def log_likelihood(log_rates: Tensor, counts: Tensor, mask: Tensor | None) -> Tensor:
-    """Poisson log-likelihood of every trial, up to the counts' own ``-log(y!)``, over observed
-    entries.
+    """Poisson log-likelihood of every trial over its observed entries, but for ``-log(counts!)``.
 
     All arguments are ``(n_bins, n_neurons, n_trials)``.
     """
+    if mask is not None:
+        # Before the exponential: rates may overflow where nothing was observed, and inf * 0 is NaN.
+        log_rates = log_rates.masked_fill(~mask, 0.0)
     terms = counts * log_rates - log_rates.exp()
     if mask is not None:
         terms = terms * mask

@@ -33,9 +33,7 @@ def uniform_weight(n_out: int, n_in: int, generator: torch.Generator) -> nn.Para
 
 
 def affine(weight: Tensor, x: Tensor) -> Tensor:
-    """Apply ``weight`` (bias in its last column) to the columns of ``x``, ``(..., n_in,
-    n_trials)``.
-    """
+    """Apply ``weight``, with the bias in its last column, to ``x`` ``(..., n_in, n_trials)``."""
     if x.ndim == 2:
         return torch.addmm(weight[:, -1:], weight[:, :-1], x)
     return weight[:, :-1] @ x + weight[:, -1:]

@@ -25,7 +25,5 @@ class SequentialAutoencoder(nn.Module):
         return [*self.dynamics.parameters(), *self.readout.parameters()]
 
     def log_rates(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Log-rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``(n_latents,
-        n_trials)``.
-        """
+        """Log-rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``z0``."""
         return self.readout(self.dynamics.rollout(z0, n_bins))

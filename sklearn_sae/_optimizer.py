@@ -1,5 +1,4 @@
-"""Adam in a slowly rotating basis (SOAP), for the weights; plain Adam, row by row, for the initial
-conditions.
+"""Adam in a slowly rotating basis (SOAP) for weights; Adam row by row for initial conditions.
 
 Vector fields are badly conditioned: the directions that shape the slow dynamics have gradients
 orders of magnitude below the others, and mixed among the weights, where Adam's scaling of single
@@ -15,6 +14,7 @@ decay: Loshchilov & Hutter, ICLR 2019.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,16 +106,14 @@ class Soap:
                 moments.refresh_bases()
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "soap": {"rotate": True, "betas": (0.95, 0.95)},
     "adam": {"rotate": False, "betas": (0.9, 0.999)},
 }
 
 
 class RowAdam:
-    """Adam for a table of which every step touches some rows only; each row counts its own
-    steps.
-    """
+    """Adam for a table of which a step touches some rows only; each row counts its own steps."""
 
     def __init__(self, table: Tensor) -> None:
         self.table = table

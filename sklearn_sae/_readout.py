@@ -25,9 +25,7 @@ class Readout(nn.Module):
         self.weight = nn.Parameter(weight)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Log-rates ``(n_bins, n_neurons, n_trials)`` of latents ``(n_bins, n_latents,
-        n_trials)``.
-        """
+        """Log-rates of latents ``(n_bins, n_latents, n_trials)``, or of one bin's."""
         return affine(self.weight, latents)
 
 
@@ -43,9 +41,11 @@ def pca_start(
     n_neurons = trials.n_neurons
     n_for_pca = max(1, MOST_VALUES_FOR_PCA // (trials.n_bins * n_neurons))
     chosen = np.sort(rng.permutation(len(trials))[:n_for_pca])
-    activity = _log_smoothed(trials, chosen, trials.n_bins)
-    mean = np.nanmean(activity, axis=(0, 1))
-    centred = np.nan_to_num(activity - mean).reshape(-1, n_neurons)
+    activity = _log_smoothed(trials, chosen, trials.n_bins).reshape(-1, n_neurons)
+    activity = activity[~np.isnan(activity).all(axis=1)]
+    with np.errstate(invalid="ignore"):  # NaN for a neuron that none of the chosen trials has
+        mean = np.nansum(activity, axis=0) / np.isfinite(activity).sum(axis=0)
+    centred = np.nan_to_num(activity - mean)
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     order = np.argsort(variances)[::-1][:n_latents]
     n_found = len(order)
@@ -65,8 +65,9 @@ def pca_start(
 
 
 def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
-    """Log of Gaussian-smoothed counts ``(n_rows, n_bins, n_neurons)``; NaN where nothing is
-    near.
+    """Log of smoothed counts ``(n_rows, n_bins, n_neurons)``.
+
+    NaN where nothing was observed nearby, and after a trial's last observed bin.
     """
     counts, observed = trials.read(rows, n_bins)
     smoothed = gaussian_filter1d(counts.astype(np.float32), SMOOTHING_BINS, axis=1, mode="constant")
@@ -74,4 +75,7 @@ def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
     support = gaussian_filter1d(support, SMOOTHING_BINS, axis=1, mode="constant")
     with np.errstate(invalid="ignore", divide="ignore"):
         rates = np.where(support > 1e-3, smoothed / support, np.nan)
+    if observed is not None:
+        from_the_end = observed.any(axis=2)[:, ::-1]
+        rates[~np.logical_or.accumulate(from_the_end, axis=1)[:, ::-1]] = np.nan
     return np.log(rates + SMALLEST_RATE)

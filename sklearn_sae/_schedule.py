@@ -38,9 +38,7 @@ class Schedule:
         return self.learning_rate * LEARNING_RATES[self.shape](progress)
 
     def horizon_at(self, progress: float) -> int:
-        """Bins the loss sees: ``horizon_start`` at first, all once ``horizon_growth`` of training
-        is done.
-        """
+        """Bins the loss sees: all of them once ``horizon_growth`` of training is done."""
         to_grow = self.n_bins - self.horizon_start
         if progress >= self.horizon_growth or to_grow <= 0:
             return self.n_bins

@@ -1,6 +1,4 @@
-"""The trainer: a generator that yields one record per epoch, so that its caller owns progress and
-stopping.
-"""
+"""The trainer: a generator of one record per epoch; its caller owns progress and stopping."""
 
 from __future__ import annotations
 
@@ -10,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._batches import Batch, Trials
 from ._encoder import Encoder, drop, hide_at_random
+from ._inference import Prior, refine, trials_at_once
 from ._likelihood import mean_loss
 from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS, RowAdam, Soap
@@ -38,47 +37,72 @@ class Record:
 
 
 class InitialConditions(ABC):
-    """Where training gets a batch's initial conditions from, and what it does with their
-    gradient.
-    """
+    """Where a batch's initial conditions come from, and what becomes of their gradient."""
 
     @abstractmethod
     def take(self, batch: Batch) -> Tensor:
         """Initial conditions ``(n_latents, n_trials)`` that the loss can be differentiated by."""
 
-    def update(self, batch: Batch, z0: Tensor, learning_rate: float) -> None:
-        """Follow the gradient that the loss left in ``z0``."""
+    @abstractmethod
+    def update(self, batch: Batch, learning_rate: float) -> None:
+        """Follow the gradient that the loss left in the initial conditions taken last."""
 
-    def parameters(self) -> list[torch.nn.Parameter]:
+    @abstractmethod
+    def end_epoch(self, epoch: int, horizon: int) -> None:
+        """Do what is done once in a while, for all trials together."""
+
+    @abstractmethod
+    def parameters(self) -> list[nn.Parameter]:
         """Weights to train beside those of dynamics and readout."""
-        return []
 
 
 class FreeInitialConditions(InitialConditions):
-    """Every training trial's initial condition is a free parameter
-    (``inference="semi-amortized"``).
+    """Each training trial's is a free parameter (``inference="semi-amortized"``).
+
+    Adam alone lets them lag behind the weights, which then learn to make up for it. So every few
+    epochs all of them take one Gauss-Newton step; rarely if latents are many, because a step costs
+    as much as that many rollouts.
     """
 
-    def __init__(self, table: Tensor, dropout: float, generator: torch.Generator) -> None:
-        self.table = table
+    def __init__(
+        self,
+        table: Tensor,
+        model: SequentialAutoencoder,
+        trials: Trials,
+        dropout: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.table, self.model, self.trials = table, model, trials
         self.adam = RowAdam(table)
         self.dropout, self.generator = dropout, generator
+        self.epochs_between_steps = max(10, 2 * table.shape[1])
         self._leaf = table
 
     def take(self, batch: Batch) -> Tensor:
         self._leaf = self.table[batch.rows].T.contiguous().requires_grad_()
         return drop(self._leaf, self.dropout, self.generator)
 
-    def update(self, batch: Batch, z0: Tensor, learning_rate: float) -> None:
+    def update(self, batch: Batch, learning_rate: float) -> None:
         rows = torch.as_tensor(batch.rows, device=self.table.device)
         assert self._leaf.grad is not None
         self.adam.step(rows, self._leaf.grad.T, INITIAL_CONDITION_SPEED * learning_rate)
 
+    @torch.no_grad()
+    def end_epoch(self, epoch: int, horizon: int) -> None:
+        if (epoch + 1) % self.epochs_between_steps:
+            return
+        prior = Prior.from_samples(self.table)
+        size = trials_at_once(self.model, horizon)
+        for batch in self.trials.chunks(size, self.table.device, horizon):
+            z0 = self.table[batch.rows].T.contiguous()
+            self.table[batch.rows] = refine(self.model, prior, batch, z0, max_iter=1).T
+
+    def parameters(self) -> list[nn.Parameter]:
+        return []
+
 
 class EncodedInitialConditions(InitialConditions):
-    """The encoder gives the initial conditions and is trained end to end
-    (``inference="amortized"``).
-    """
+    """The encoder gives them, and is trained end to end (``inference="amortized"``)."""
 
     def __init__(
         self,
@@ -98,7 +122,13 @@ class EncodedInitialConditions(InitialConditions):
         seen = hide_at_random(whole, self.coordinated_dropout, self.generator)
         return drop(self.encoder(seen, self.generator), self.dropout, self.generator)
 
-    def parameters(self) -> list[torch.nn.Parameter]:
+    def update(self, batch: Batch, learning_rate: float) -> None:
+        """Nothing to follow: the encoder's weights take their step with all others."""
+
+    def end_epoch(self, epoch: int, horizon: int) -> None:
+        """Nothing to catch up with."""
+
+    def parameters(self) -> list[nn.Parameter]:
         return list(self.encoder.parameters())
 
 
@@ -132,7 +162,8 @@ def train(
             loss.backward()
             losses.append(check_loss(loss, epoch))
             optimise.step(learning_rate, clip_norm)
-            initial_conditions.update(batch, z0, learning_rate)
+            initial_conditions.update(batch, learning_rate)
+        initial_conditions.end_epoch(epoch, horizon)
         mean = float(np.mean(losses))
         yield Record(epoch + 1, mean, horizon, learning_rate, horizon == trials.n_bins)
 
@@ -147,7 +178,7 @@ def check_loss(loss: Tensor, epoch: int) -> float:
     value = loss.item()
     if not np.isfinite(value):
         raise FloatingPointError(
-            f"The loss became {value} in epoch {epoch + 1}. Lower learning_rate or clip_norm; if counts "
-            "are very large, use smaller bins."
+            f"The loss became {value} in epoch {epoch + 1}. Lower learning_rate or clip_norm; if "
+            "counts are very large, use smaller bins."
         )
     return value

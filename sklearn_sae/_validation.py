@@ -13,18 +13,15 @@ from sklearn.utils.validation import check_random_state
 
 from ._batches import Trials
 
-__all__ = ["check_device", "check_latents", "check_seed", "check_trials"]
+__all__ = ["check_count", "check_device", "check_latents", "check_seed", "check_trials"]
 
 #: Entries looked at together, so that checking a memory map never loads it whole.
 CHUNK = 8_000_000
 
 
 def check_trials(estimator: Any, X: Any, *, reset: bool) -> Trials:
-    """Check spikes and wrap them; ``reset`` learns ``n_features_in_`` (neurons) instead of checking
-    it.
-    """
-    if hasattr(X, "detach"):
-        X = X.detach().cpu().numpy()
+    """Check spikes and wrap them; ``reset`` learns ``n_features_in_``, the number of neurons."""
+    X = _as_numpy(X, "X")
     name = type(estimator).__name__
     data = _check_list(X, name) if isinstance(X, list | tuple) else _check_cube(X, name)
     trials = Trials(data, has_missing=_check_entries(data, name, reset))
@@ -32,11 +29,29 @@ def check_trials(estimator: Any, X: Any, *, reset: bool) -> Trials:
         estimator.n_features_in_ = trials.n_neurons
     elif trials.n_neurons != estimator.n_features_in_:
         raise ValueError(
-            f"X has {trials.n_neurons} features, but {name} is expecting {estimator.n_features_in_} "
-            "features as input. Features are neurons, the last axis of X (n_trials, n_bins, n_neurons); "
-            "mark a neuron that was not recorded with NaN instead of leaving it out."
+            f"X has {trials.n_neurons} features, but {name} is expecting "
+            f"{estimator.n_features_in_} features as input. Features are neurons, the last axis of "
+            "X (n_trials, n_bins, n_neurons); mark a neuron that was not recorded with NaN instead "
+            "of leaving it out."
         )
     return trials
+
+
+def _as_numpy(X: Any, what: str) -> Any:
+    """Tensors as arrays, everything else as it is; refuse what ``check_array`` would misread."""
+    if hasattr(X, "detach"):
+        return X.detach().cpu().numpy()
+    if np.ma.isMaskedArray(X):
+        raise ValueError(
+            f"{what} is a masked array, and its mask would be lost. Mark what was not observed "
+            "with NaN: X.astype(float).filled(np.nan)."
+        )
+    if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
+        raise ValueError(
+            f"{what} is a 1D array of Python objects. Pass trials of unequal length as a list of "
+            "arrays (n_bins, n_neurons): list(X)."
+        )
+    return X
 
 
 def _check_cube(X: Any, name: str) -> np.ndarray:
@@ -46,15 +61,21 @@ def _check_cube(X: Any, name: str) -> np.ndarray:
         ensure_2d=False,
         allow_nd=True,
         ensure_all_finite=False,
-        ensure_min_samples=1,
+        ensure_min_samples=0,
         estimator=name,
         input_name="X",
     )
     if array.ndim != 3:
         hint = " For a single trial, pass X[np.newaxis]." if array.ndim == 2 else ""
         raise ValueError(
-            f"Expected 3D array (n_trials, n_bins, n_neurons), or a list of arrays (n_bins, n_neurons), "
-            f"got {array.ndim}D array instead, of shape {array.shape}.{hint} Reshape your data."
+            "Expected 3D array (n_trials, n_bins, n_neurons), or a list of arrays (n_bins, "
+            f"n_neurons), got {array.ndim}D array instead, of shape {array.shape}.{hint} Reshape "
+            "your data."
+        )
+    if len(array) == 0:
+        raise ValueError(
+            f"X has 0 sample(s) (shape={array.shape}) while a minimum of 1 is required: it has no "
+            "trials."
         )
     _check_shape(array.shape[1:], "X", array.shape)
     return array
@@ -62,18 +83,19 @@ def _check_cube(X: Any, name: str) -> np.ndarray:
 
 def _check_list(X: Any, name: str) -> list[np.ndarray]:
     if len(X) == 0:
-        raise ValueError("X is an empty list: 0 sample(s) where a minimum of 1 trial is required.")
+        raise ValueError(
+            "X has 0 sample(s) while a minimum of 1 is required: the list has no trials."
+        )
     trials = []
     for i, trial in enumerate(X):
-        if hasattr(trial, "detach"):
-            trial = trial.detach().cpu().numpy()
         array = check_array(
-            trial,
+            _as_numpy(trial, f"X[{i}]"),
             dtype="numeric",
             ensure_2d=False,
             allow_nd=True,
             ensure_all_finite=False,
             ensure_min_samples=0,
+            ensure_min_features=0,
             estimator=name,
             input_name=f"X[{i}]",
         )
@@ -83,12 +105,12 @@ def _check_list(X: Any, name: str) -> list[np.ndarray]:
                 f"{array.ndim} dimension(s), shape {array.shape}."
             )
         _check_shape(array.shape, f"X[{i}]", array.shape)
-        if array.shape[1] != trials[0].shape[1] if trials else False:
+        trials.append(array)
+        if array.shape[1] != trials[0].shape[1]:
             raise ValueError(
                 f"All trials must have the same neurons: X[0] has {trials[0].shape[1]}, X[{i}] has "
                 f"{array.shape[1]}. Mark a neuron that was not recorded in a trial with NaN."
             )
-        trials.append(array)
     return trials
 
 
@@ -96,55 +118,58 @@ def _check_shape(bins_and_neurons: tuple[int, ...], what: str, shape: tuple[int,
     n_bins, n_neurons = bins_and_neurons
     if n_neurons == 0:
         raise ValueError(
-            f"{what} has 0 feature(s) (shape={shape}) while a minimum of 1 is required: it has no neurons."
+            f"{what} has 0 feature(s) (shape={shape}) while a minimum of 1 is required: it has no "
+            "neurons."
         )
     if n_bins < 2:
         raise ValueError(
-            f"{what} has {n_bins} bin(s) (shape={shape}) while a minimum of 2 is required: dynamics need at "
-            "least two bins. Use smaller bins, or leave such trials out."
+            f"{what} has {n_bins} bin(s) (shape={shape}) while a minimum of 2 is required: "
+            "dynamics need at least two bins. Use smaller bins, or leave such trials out."
         )
 
 
 def _check_entries(data: np.ndarray | list[np.ndarray], name: str, fitting: bool) -> bool:
-    """Refuse what cannot be a count, look for NaN; true if there is any."""
-    per_trial: list[bool] = []
-    seen_neurons: np.ndarray | bool = False
+    """Refuse what cannot be a count, and whatever holds nothing else; true if there is any NaN."""
+    trials_seen: list[bool] = []
+    neurons_seen = np.zeros(data[0].shape[-1], dtype=bool)
     missing = False
     for chunk in _chunks(data):
-        if chunk.dtype.kind in "ub":
-            continue
-        smallest = np.fmin.reduce(chunk, axis=None)
-        if smallest < 0:
-            raise ValueError(
-                f"Negative values in data passed to {name}: X holds {smallest}, but spike counts are >= 0. "
-                "Pass counts, not z-scored or baseline-subtracted activity."
-            )
-        if chunk.dtype.kind == "i":
-            continue
-        if np.isinf(np.fmax.reduce(chunk, axis=None)):
-            raise ValueError(
-                f"Input X contains infinity. {name} takes finite counts, and NaN for 'not observed'."
-            )
-        observed = ~np.isnan(chunk)
+        _check_counts(chunk, name)
+        if chunk.dtype.kind == "f":
+            observed = ~np.isnan(chunk)
+        else:
+            observed = np.ones((len(chunk), 1, chunk.shape[2]), dtype=bool)
         missing = missing or not observed.all()
-        per_trial.extend(observed.any(axis=(1, 2)))
-        seen_neurons = seen_neurons | observed.any(axis=(0, 1))
-    if not missing:
-        return False
-    empty = np.flatnonzero(~np.array(per_trial))
-    # Integer trials of a mixed list are skipped above, and need no look.
-    if len(empty):
+        trials_seen.extend(observed.any(axis=(1, 2)))
+        neurons_seen |= observed.any(axis=(0, 1))
+    unseen = np.flatnonzero(~np.array(trials_seen))
+    if len(unseen):
         raise ValueError(
-            f"Trial {empty[0]} of X holds only NaN: nothing of it was observed. Leave such trials out "
-            f"({len(empty)} in all)."
+            f"Trial {unseen[0]} of X holds only NaN: nothing of it was observed. Leave such trials "
+            f"out ({len(unseen)} in all)."
         )
-    if fitting and isinstance(seen_neurons, np.ndarray) and not seen_neurons.all():
-        unseen = np.flatnonzero(~seen_neurons)
+    unseen = np.flatnonzero(~neurons_seen)
+    if fitting and len(unseen):
         raise ValueError(
-            f"Neuron {unseen[0]} of X holds only NaN: nothing can be learned about it. Leave such neurons out "
-            f"({len(unseen)} in all)."
+            f"Neuron {unseen[0]} of X holds only NaN: nothing can be learned about it. Leave such "
+            f"neurons out ({len(unseen)} in all)."
         )
-    return True
+    return missing
+
+
+def _check_counts(chunk: np.ndarray, name: str) -> None:
+    if chunk.dtype.kind in "ub":
+        return
+    smallest = np.fmin.reduce(chunk, axis=None)
+    if smallest < 0:
+        raise ValueError(
+            f"Negative values in data passed to {name}: X holds {smallest}, but spike counts are "
+            ">= 0. Pass counts, not z-scored or baseline-subtracted activity."
+        )
+    if chunk.dtype.kind == "f" and np.isinf(np.fmax.reduce(chunk, axis=None)):
+        raise ValueError(
+            f"Input X contains infinity. {name} takes finite counts, and NaN for 'not observed'."
+        )
 
 
 def _chunks(data: np.ndarray | list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -188,23 +213,22 @@ def check_device(device: str | torch.device) -> torch.device:
         raise ValueError(
             f"device={device!r} is not a device: use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'."
         ) from error
-    available = {
-        "cpu": True,
-        "cuda": chosen.type == "cuda" and torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+    n_devices = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
     }
-    if not available.get(chosen.type, False):
+    if (chosen.index or 0) >= n_devices.get(chosen.type, 0):
         raise ValueError(
-            f"device={device!r} was asked for, but this installation of torch finds no such device. Use "
-            "device='auto' to take a GPU only where there is one."
+            f"device={device!r} was asked for, but this installation of torch finds no such "
+            "device. Use device='auto' to take a GPU only where there is one."
         )
     return chosen
 
 
 def check_seed(random_state: Any) -> int:
-    """A seed from an int, a RandomState or None (fresh entropy; the global generator is left
-    alone).
-    """
+    """A seed from an int, a RandomState or None."""
     if random_state is None:
+        # Fresh entropy, where scikit-learn would draw from NumPy's global generator.
         return int(np.random.SeedSequence().generate_state(1)[0])
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
