@@ -1,0 +1,243 @@
+"""How a fit goes: progress, going on, stopping, being interrupted, failing."""
+
+import itertools
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+
+from sklearn_sae import NODESAE
+
+
+def raise_in_backward(monkeypatch, error, n_before):
+    """Let gradients be computed ``n_before`` times, then raise, as deep in training as it gets."""
+    backward, calls = torch.Tensor.backward, itertools.count(1)
+
+    def interrupted(self, *args, **kwargs):
+        if next(calls) > n_before:
+            raise error
+        return backward(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "backward", interrupted)
+
+
+def same_weights(first, second):
+    pairs = zip(first.model_.parameters(), second.model_.parameters(), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+# ------------------------------------------------------------------ learning
+
+
+def test_fit_learns_and_generalises(fitted, spikes):
+    # The first epochs see a shorter horizon, on which the loss is another one.
+    assert fitted.loss_curve_[-1] < fitted.loss_curve_[len(fitted.loss_curve_) // 2]
+    assert len(fitted.loss_curve_) == fitted.n_iter_ == fitted.max_epochs
+    np.testing.assert_allclose(fitted.null_rates_, spikes.mean((0, 1)))
+
+
+def test_semi_amortized_inference_finds_the_rotation(node, spikes):
+    node.set_params(max_epochs=150).fit(spikes[:18])
+    assert node.score(spikes[18:]) > 0.2
+
+
+# ------------------------------------------------------------------ warm_start
+
+
+def test_warm_start_goes_on(estimator, spikes):
+    estimator.set_params(warm_start=True, horizon_growth=0)
+    estimator.fit(spikes)
+    before = estimator.loss_curve_[:]
+    estimator.fit(spikes)
+    assert estimator.loss_curve_[:40] == before
+    assert len(estimator.loss_curve_) == 80 and estimator.n_iter_ == 40
+    assert estimator.loss_curve_[-1] < before[-1]
+    # It stands where the last fit ended, not where one begins.
+    assert estimator.loss_curve_[40] < 0.5 * (before[0] + before[-1])
+
+
+def test_without_warm_start_a_second_fit_starts_afresh(estimator, spikes):
+    once = clone(estimator).set_params(max_epochs=3).fit(spikes)
+    twice = clone(once).fit(spikes[:, :, ::-1]).fit(spikes)
+    assert same_weights(once, twice)
+    assert twice.loss_curve_ == once.loss_curve_
+
+
+def test_warm_start_takes_new_trials_and_new_parameters(node, spikes):
+    node.set_params(warm_start=True).fit(spikes[:20, :8])
+    node.set_params(solver="rk4", max_epochs=1).fit(spikes)
+    assert node.model_.dynamics.solver == "rk4"
+    assert len(node.training_initial_conditions_) == len(spikes)
+
+
+@pytest.mark.parametrize(
+    "change", [{"n_latents": 3}, {"hidden_sizes": (8,)}, {"inference": "amortized"}]
+)
+def test_warm_start_refuses_what_changes_the_weights_shapes(node, spikes, change):
+    node.set_params(max_epochs=1).fit(spikes)
+    latents = node.transform(spikes)
+    node.set_params(warm_start=True, **change)
+    with pytest.raises(ValueError, match=rf"warm_start.*{next(iter(change))}"):
+        node.fit(spikes)
+    assert np.array_equal(node.transform(spikes), latents)
+
+
+def test_warm_start_checks_the_neurons(node, spikes):
+    node.set_params(max_epochs=1, warm_start=True).fit(spikes)
+    with pytest.raises(ValueError, match="X has 5 features, but NODESAE is expecting 6"):
+        node.fit(spikes[:, :, :5])
+
+
+# ------------------------------------------------------------------ progress
+
+
+def test_verbose_shows_epochs_loss_and_horizon(node, spikes, capsys):
+    node.set_params(max_epochs=4, horizon_start=5, verbose=True).fit(spikes)
+    out, err = capsys.readouterr()
+    last = err.split("\r")[-1]
+    assert out == ""
+    assert "4/4" in last and "epoch" in last
+    assert f"loss={node.loss_curve_[-1]:.4f}" in last
+    assert "horizon=12" in last
+    assert {int(n) for n in re.findall(r"horizon=(\d+)", err)} <= set(range(5, 13))
+
+
+def test_silent_by_default(node, spikes, capsys):
+    node.set_params(max_epochs=1).fit(spikes)
+    assert capsys.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------ interruption and failure
+
+
+def test_ctrl_c_keeps_a_usable_model_and_warns(estimator, spikes, monkeypatch):
+    # Four batches an epoch: the tenth is in the third.
+    raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=9)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 3 of 40") as caught:
+        estimator.fit(spikes)
+    assert caught[0].filename == __file__
+    assert estimator.n_iter_ == len(estimator.loss_curve_) == 2
+    assert np.isfinite(estimator.predict(spikes)).all()
+    assert np.isfinite(estimator.score(spikes))
+    monkeypatch.undo()
+    estimator.set_params(warm_start=True).fit(spikes)
+    assert len(estimator.loss_curve_) == 42
+
+
+def test_ctrl_c_restores_the_best_epoch_so_far(node, spikes, monkeypatch):
+    node.set_params(early_stopping=True, horizon_growth=0, max_epochs=4, n_iter_no_change=100)
+    raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=15)
+    with pytest.warns(ConvergenceWarning, match="epoch 4 of 4"):
+        node.fit(spikes)
+    assert len(node.validation_scores_) == 3
+    assert node.best_validation_score_ == max(node.validation_scores_)
+
+
+def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_lower(estimator, spikes):
+    estimator.set_params(
+        learning_rate=1e6, clip_norm=None, learning_rate_schedule="constant", optimizer="adam"
+    )
+    with pytest.raises(FloatingPointError, match=r"(nan|inf) in epoch [1-4]\. Lower learning_rate"):
+        estimator.fit(spikes)
+    with pytest.raises(NotFittedError):
+        estimator.transform(spikes)
+
+
+def test_a_fit_that_fails_leaves_no_half_fitted_model(node, spikes, monkeypatch):
+    node.set_params(max_epochs=2).fit(spikes)
+    raise_in_backward(monkeypatch, FloatingPointError("lost"), n_before=2)
+    with pytest.raises(FloatingPointError):
+        node.fit(spikes)
+    for method in (node.transform, node.score, node.get_feature_names_out):
+        with pytest.raises(NotFittedError):
+            method(spikes)
+
+
+def test_going_on_and_failing_leaves_the_old_model(node, spikes, monkeypatch):
+    node.set_params(max_epochs=2, warm_start=True).fit(spikes)
+    latents = node.transform(spikes)
+    raise_in_backward(monkeypatch, FloatingPointError("lost"), n_before=2)
+    with pytest.raises(FloatingPointError):
+        node.fit(spikes)
+    assert np.array_equal(node.transform(spikes), latents)
+
+
+def test_bad_data_leave_the_old_model(fitted, spikes):
+    latents = fitted.transform(spikes)
+    with pytest.raises(ValueError):
+        fitted.fit(-spikes)
+    assert np.array_equal(fitted.transform(spikes), latents)
+
+
+# ------------------------------------------------------------------ early stopping
+
+
+@pytest.fixture
+def stopping(estimator):
+    """Epochs that never gain enough, so that the first one that counts is the best."""
+    return estimator.set_params(
+        early_stopping=True, horizon_growth=0.25, n_iter_no_change=3, tol=100.0
+    )
+
+
+def test_early_stopping_stops_when_nothing_is_gained(stopping, spikes):
+    stopping.fit(spikes)
+    # A quarter of the forty epochs grows the horizon; one scores, and three do not gain on it.
+    assert len(stopping.validation_scores_) == 4
+    assert stopping.n_iter_ == len(stopping.loss_curve_) == 14
+    assert stopping.best_validation_score_ == max(stopping.validation_scores_)
+
+
+def test_early_stopping_does_not_stop_while_the_score_rises(node, spikes):
+    node.set_params(early_stopping=True, horizon_growth=0, n_iter_no_change=40, tol=0.0).fit(spikes)
+    assert node.n_iter_ == len(node.validation_scores_) == 40
+
+
+def test_early_stopping_restores_the_best_epoch(estimator, spikes):
+    # At this learning rate the model is soon worse than at its start.
+    estimator.set_params(
+        early_stopping=True,
+        horizon_growth=0,
+        learning_rate=0.3,
+        learning_rate_schedule="constant",
+        validation_fraction=0.25,
+        n_iter_no_change=8,
+    )
+    estimator.fit(spikes)
+    best = int(np.argmax(estimator.validation_scores_)) + 1
+    assert best < estimator.n_iter_
+    stopped = clone(estimator).set_params(max_epochs=best).fit(spikes)
+    assert same_weights(estimator, stopped)
+    assert np.array_equal(estimator.transform(spikes), stopped.transform(spikes))
+
+
+def test_validation_trials_are_not_trained_on(node, spikes):
+    node.set_params(early_stopping=True, max_epochs=2).fit(spikes)
+    assert len(node.training_initial_conditions_) == len(spikes) - 3
+    node.set_params(validation_fraction=0.5).fit(spikes)
+    assert len(node.training_initial_conditions_) == 12
+
+
+def test_attributes_of_an_earlier_fit_do_not_linger(node, spikes):
+    node.set_params(early_stopping=True, max_epochs=2).fit(spikes)
+    node.set_params(early_stopping=False, inference="amortized").fit(spikes)
+    for name in ("validation_scores_", "best_validation_score_", "training_initial_conditions_"):
+        assert not hasattr(node, name)
+
+
+def test_early_stopping_needs_trials_to_spare(spikes):
+    with pytest.raises(ValueError, match="train set will be empty"):
+        NODESAE(early_stopping=True, max_epochs=1).fit(spikes[:1])
+
+
+def test_nothing_warns_in_an_ordinary_fit(estimator, holes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # torch itself raises one on the first use of forward-mode differentiation.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        estimator.set_params(max_epochs=2, early_stopping=True).fit(holes)
+        estimator.predict(holes), estimator.score(holes)

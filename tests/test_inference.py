@@ -1,0 +1,357 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize
+
+from sklearn_sae import _inference
+from sklearn_sae._batches import Trials
+from sklearn_sae._dynamics import Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
+from sklearn_sae._inference import (
+    Prior,
+    best_start,
+    gradient_and_fisher,
+    refine,
+    sensitivities,
+    trials_at_once,
+)
+from sklearn_sae._likelihood import log_likelihood
+from sklearn_sae._mlp import MLP
+from sklearn_sae._model import SequentialAutoencoder
+from sklearn_sae._readout import Readout
+
+CPU = torch.device("cpu")
+seeds = st.integers(0, 2**32 - 1)
+
+DYNAMICS = {
+    "ode": lambda mlp, n, generator: NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False),
+    "ode, rk4": lambda mlp, n, generator: NeuralODE(mlp, "rk4", 0.5, 1e-3, 1e-3, False),
+    "gru": lambda mlp, n, generator: RecurrentDynamics(GRUCell(n, generator), None),
+    "residual rnn": lambda mlp, n, generator: RecurrentDynamics(TanhCell(n, generator), 0.2),
+    "residual mlp": lambda mlp, n, generator: RecurrentDynamics(mlp, 0.1),
+}
+
+
+def make_model(
+    kind="ode", n_latents=3, n_neurons=6, seed=0, dtype=torch.float64, activation="tanh"
+):
+    generator = torch.Generator().manual_seed(seed)
+    mlp = MLP(n_latents, (8,), activation, generator)
+    mlp.weights[-1].data.mul_(20)
+    weight = torch.randn(n_neurons, n_latents + 1, generator=generator)
+    weight = weight / n_latents**0.5
+    dynamics = DYNAMICS[kind](mlp, n_latents, generator)
+    return SequentialAutoencoder(dynamics, Readout(weight), None).to(dtype).requires_grad_(False)
+
+
+def make_problem(
+    kind="ode", n_trials=5, n_bins=12, missing=0.0, seed=0, dtype=torch.float64, **settings
+):
+    """A model, a prior, spikes the model made, and initial conditions far from theirs."""
+    model = make_model(kind, seed=seed, dtype=dtype, **settings)
+    n_latents = model.readout.weight.shape[1] - 1
+    rng = np.random.default_rng(seed)
+    truth = torch.from_numpy(rng.normal(size=(n_latents, n_trials))).to(dtype)
+    rates = model.log_rates(truth, n_bins).clamp(max=8).exp().permute(2, 0, 1).numpy()
+    counts = rng.poisson(rates).astype(float)
+    counts[rng.random(counts.shape) < missing] = np.nan
+    counts[:, 0] = np.nan_to_num(counts[:, 0])
+    batch = batch_of(counts, dtype)
+    table = torch.from_numpy(rng.normal(size=(40, n_latents))).to(dtype)
+    start = torch.from_numpy(rng.normal(size=(n_latents, n_trials))).to(dtype)
+    return model, Prior.from_samples(table), batch, start
+
+
+def batch_of(counts, dtype=torch.float64):
+    trials = Trials(counts, has_missing=bool(np.isnan(counts).any()))
+    batch = trials.batch(np.arange(len(counts)), CPU)
+    return _inference.Batch(batch.counts.to(dtype), batch.mask, batch.lengths, batch.rows)
+
+
+def some(batch, chosen):
+    mask = None if batch.mask is None else batch.mask[..., chosen]
+    rows, lengths = batch.rows[chosen], batch.lengths[chosen]
+    return _inference.Batch(batch.counts[..., chosen], mask, lengths, rows)
+
+
+def log_posterior(model, prior, batch, z0):
+    log_rates = model.log_rates(z0, len(batch.counts))
+    return log_likelihood(log_rates, batch.counts, batch.mask) + prior.log_density(z0)
+
+
+# --- the prior -----------------------------------------------------------------------------------
+
+
+def test_prior_of_many_trials_is_their_gaussian():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(3, 3))
+    z0 = rng.normal(size=(20000, 3)) @ mixing + [1, 2, 3]
+    prior = Prior.from_samples(torch.from_numpy(z0))
+    np.testing.assert_allclose(prior.mean, z0.mean(0))
+    np.testing.assert_allclose(
+        torch.linalg.inv(prior.precision), np.cov(z0.T), rtol=2e-2, atol=5e-3
+    )
+
+
+@given(seeds, st.integers(1, 8), st.integers(1, 8), st.sampled_from([0.0, 1e-6, 1.0, 100.0]))
+@settings(max_examples=60, deadline=None)
+def test_prior_of_few_trials_is_proper(seed, n_trials, n_latents, scale):
+    rng = np.random.default_rng(seed)
+    z0 = torch.from_numpy(scale * rng.normal(size=(n_trials, n_latents))).float()
+    prior = Prior.from_samples(z0)
+    assert prior.precision.isfinite().all()
+    symmetric = (prior.precision + prior.precision.T) / 2
+    torch.testing.assert_close(prior.precision, symmetric, rtol=1e-2, atol=1e-2)
+    assert torch.linalg.eigvalsh(symmetric.double()).min() > 0
+    # As wide as the trials, and never narrower than a share of the floor of 1e-3.
+    widths = torch.linalg.inv(symmetric.double()).diagonal()
+    spread = (z0 - z0.mean(0)).double().square().mean(0)
+    assert (widths >= 0.95 * spread).all()
+    assert (widths <= 1.05 * spread.clamp(min=1e-3)).all()
+
+
+def test_prior_density_and_gradient():
+    _, prior, _, z0 = make_problem()
+    expected = torch.distributions.MultivariateNormal(prior.mean, precision_matrix=prior.precision)
+    density = prior.log_density(z0)
+    offset = expected.log_prob(z0.T) - density
+    torch.testing.assert_close(offset, offset[:1].expand(5))
+    z0.requires_grad_()
+    (gradient,) = torch.autograd.grad(prior.log_density(z0).sum(), z0)
+    torch.testing.assert_close(prior.gradient(z0), gradient)
+
+
+# --- gradient, information, sensitivities --------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", DYNAMICS)
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_gradient_is_autograds(kind, missing):
+    model, prior, batch, z0 = make_problem(kind, missing=missing)
+    latents = model.dynamics.rollout(z0, 12)
+    gradient, _ = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
+    leaf = z0.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
+    torch.testing.assert_close(gradient, expected.T, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", DYNAMICS)
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_fisher_information_is_that_of_poisson_counts(kind, missing):
+    model, prior, batch, z0 = make_problem(kind, missing=missing)
+    latents = model.dynamics.rollout(z0, 12)
+    _, fisher = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
+    for i in range(z0.shape[1]):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda z: model.log_rates(z[:, None], 12)[..., 0], z0[:, i]
+        ).flatten(0, 1)
+        weight = (model.log_rates(z0, 12).exp() * batch.observed())[..., i].flatten()
+        expected = jacobian.T @ (weight[:, None] * jacobian) + prior.precision
+        torch.testing.assert_close(fisher[i], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", DYNAMICS)
+def test_sensitivities(kind):
+    model, _, _, z0 = make_problem(kind)
+    sensitivity = sensitivities(model, model.dynamics.rollout(z0, 6))
+    assert sensitivity.shape == (5, 6, 3, 3)
+    expected = torch.autograd.functional.jacobian(
+        lambda z: model.dynamics.rollout(z[:, None], 6)[..., 0], z0[:, 2]
+    )
+    torch.testing.assert_close(sensitivity[2], expected, rtol=1e-9, atol=1e-9)
+
+
+# --- refinement ----------------------------------------------------------------------------------
+
+
+@given(
+    seeds,
+    st.sampled_from(sorted(DYNAMICS)),
+    st.sampled_from([0.0, 0.5]),
+    st.sampled_from([0.1, 1.0, 10.0]),
+    st.integers(1, 4),
+)
+@settings(max_examples=40, deadline=None)
+def test_no_trial_ever_gets_worse(seed, kind, missing, distance, n_latents):
+    model, prior, batch, z0 = make_problem(
+        kind, seed=seed % 1000, missing=missing, n_latents=n_latents, dtype=torch.float32
+    )
+    values = log_posterior(model, prior, batch, distance * z0)
+    for max_iter in (0, 1, 3, 10):
+        refined = refine(model, prior, batch, distance * z0, max_iter=max_iter)
+        assert refined.isfinite().all()
+        new_values = log_posterior(model, prior, batch, refined)
+        slack = 1e-5 * values.abs() + 1e-4
+        better = new_values >= values - slack
+        assert (better | values.isnan() | (values == -math.inf)).all()
+        values = new_values
+
+
+@pytest.mark.parametrize("kind", ["ode", "gru", "residual mlp"])
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_the_optimum_is_found(kind, missing):
+    model, prior, batch, z0 = make_problem(kind, missing=missing, seed=3)
+    refined = refine(model, prior, batch, z0, max_iter=60, tol=1e-9)
+    for i in range(z0.shape[1]):
+        trial = some(batch, [i])
+
+        def objective(z, trial=trial):
+            leaf = torch.from_numpy(z)[:, None].requires_grad_()
+            value = -log_posterior(model, prior, trial, leaf).sum()
+            value.backward()
+            return value.item(), leaf.grad[:, 0].numpy()
+
+        # From where the refinement ended: a better optimum elsewhere is not its promise.
+        best = minimize(objective, refined[:, i].numpy(), jac=True, tol=1e-10)
+        np.testing.assert_allclose(refined[:, i], best.x, atol=1e-3)
+        from_start = minimize(objective, z0[:, i].numpy(), jac=True, tol=1e-10)
+        assert objective(refined[:, i].numpy())[0] <= from_start.fun + 1e-6
+
+
+def test_ten_iterations_are_enough_for_float32():
+    model, prior, batch, z0 = make_problem(dtype=torch.float32, n_trials=50, n_bins=40, seed=1)
+    values = log_posterior(model, prior, batch, refine(model, prior, batch, z0, max_iter=10))
+    best = log_posterior(model, prior, batch, refine(model, prior, batch, z0, max_iter=100, tol=0))
+    assert (best - values).median() < 0.01
+
+
+def test_no_iteration_leaves_the_start():
+    model, prior, batch, z0 = make_problem()
+    assert torch.equal(refine(model, prior, batch, z0, max_iter=0), z0)
+
+
+@pytest.mark.parametrize("kind", ["ode", "gru"])
+def test_a_trials_result_does_not_depend_on_its_batch(kind):
+    # The last start is hopeless: it keeps its whole batch busy.
+    model, prior, batch, z0 = make_problem(kind, missing=0.2, n_trials=6)
+    z0[:, 5] *= 30
+    together = refine(model, prior, batch, z0, max_iter=7)
+    for chosen in ([0], [1, 2], [5], [3, 4, 5]):
+        apart = refine(model, prior, some(batch, chosen), z0[:, chosen], max_iter=7)
+        torch.testing.assert_close(apart, together[:, chosen], rtol=1e-8, atol=1e-8)
+
+
+def test_a_good_trial_stops_early(monkeypatch):
+    model, prior, batch, z0 = make_problem()
+    calls = []
+    original = _inference.gradient_and_fisher
+    monkeypatch.setattr(
+        _inference, "gradient_and_fisher", lambda *args: calls.append(0) or original(*args)
+    )
+    optimum = refine(model, prior, batch, z0, max_iter=50, tol=1e-9)
+    calls.clear()
+    refine(model, prior, batch, optimum + 1e-4, max_iter=50)
+    assert len(calls) <= 2
+
+
+class Doubling(Dynamics):
+    """Every bin doubles the latents: after 128 bins they have left float32."""
+
+    def rollout(self, z0, n_bins):
+        return torch.stack([z0 * 2.0**t for t in range(n_bins)])
+
+    def step_jacobian(self, z):
+        return 2 * torch.eye(len(z))[:, :, None].expand(-1, -1, z.shape[1])
+
+
+@pytest.mark.parametrize("n_bins", [30, 200])
+def test_bins_after_a_trials_end_are_not_looked_at(n_bins):
+    # Latents that run away after the end overflow the rates at first, then themselves.
+    model = SequentialAutoencoder(Doubling(), make_model(n_latents=2).readout.float(), None)
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(2.0, (4, 5, 6)).astype(float)
+    padded = np.pad(counts, ((0, 0), (0, n_bins - 5), (0, 0)), constant_values=np.nan)
+    prior = Prior.from_samples(torch.from_numpy(rng.normal(size=(30, 2))).float())
+    bank = torch.from_numpy(rng.normal(size=(2, 50))).float()
+    results = []
+    for data in (counts, padded):
+        batch = batch_of(data, torch.float32)
+        start = best_start(model, prior, batch, bank)
+        results.append((start, refine(model, prior, batch, start, max_iter=10)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+    assert not torch.equal(*results[0])
+
+
+def test_a_singular_trial_does_not_spoil_its_batch():
+    # Four latents that one neuron cannot tell apart, at counts that drown the prior in float32:
+    # here and there rounding makes the information exactly singular.
+    model = SequentialAutoencoder(
+        RecurrentDynamics(MLP(4, (3,), "relu", torch.Generator().manual_seed(0)), 1e-6),
+        Readout(torch.tensor([[1.0] * 4 + [0.0]])),
+        None,
+    ).requires_grad_(False)
+    counts = np.full((600, 20, 1), 1e6)
+    start = math.log(1e6) / 4 + torch.randn(4, 600, generator=torch.Generator().manual_seed(0))
+    prior = Prior(torch.zeros(4), torch.eye(4))
+    refined = refine(model, prior, batch_of(counts, torch.float32), start, max_iter=40, tol=0)
+    np.testing.assert_allclose(refined.sum(0), math.log(1e6), atol=0.01)
+
+
+def test_a_start_that_overflows_is_left_finite():
+    model, prior, batch, z0 = make_problem("ode", dtype=torch.float32)
+    far = z0.clone()
+    far[:, 0] = 1e4 * model.readout.weight[0, :-1]
+    refined = refine(model, prior, batch, far, max_iter=5)
+    assert refined.isfinite().all()
+    expected = refine(model, prior, batch, z0, max_iter=5)
+    torch.testing.assert_close(refined[:, 1:], expected[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+# --- the start -----------------------------------------------------------------------------------
+
+
+@given(seeds, st.sampled_from(sorted(DYNAMICS)), st.sampled_from([0.0, 0.4]))
+@settings(max_examples=20, deadline=None)
+def test_best_start_is_the_best_of_the_bank(seed, kind, missing):
+    model, prior, batch, _ = make_problem(kind, missing=missing, seed=seed % 1000)
+    bank = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 30)))
+    start = best_start(model, prior, batch, bank)
+    values = torch.stack(
+        [log_posterior(model, prior, batch, z[:, None].expand(3, 5)) for z in bank.T]
+    )
+    torch.testing.assert_close(start, bank[:, values.argmax(0)])
+
+
+def test_a_large_bank_is_thinned_evenly(monkeypatch):
+    model, prior, batch, _ = make_problem()
+    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 25)))
+    monkeypatch.setattr(_inference, "MOST_CANDIDATES", 10)
+    expected = best_start(model, prior, batch, bank[:, ::3].clone())
+    assert torch.equal(best_start(model, prior, batch, bank), expected)
+
+
+def test_the_bank_is_tried_in_pieces_that_fit_in_memory(monkeypatch):
+    model, prior, batch, _ = make_problem(missing=0.3)
+    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 25)))
+    expected = best_start(model, prior, batch, bank)
+    monkeypatch.setattr(_inference, "MOST_VALUES", 12 * 6 * 4 * 7)
+    sizes = []
+    original = model.log_rates
+    monkeypatch.setattr(
+        model, "log_rates", lambda z0, n_bins: sizes.append(z0.shape[1]) or original(z0, n_bins)
+    )
+    assert torch.equal(best_start(model, prior, batch, bank), expected)
+    assert sum(sizes) == 25
+    assert max(sizes) <= 7
+
+
+def test_candidates_that_diverge_are_not_chosen():
+    model, prior, batch, _ = make_problem("residual mlp", activation="relu", dtype=torch.float32)
+    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 20))).float()
+    expected = best_start(model, prior, batch, bank)
+    absurd = torch.full((3, 5), 1e30)
+    assert torch.equal(best_start(model, prior, batch, torch.cat([absurd, bank], 1)), expected)
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_trials_at_once():
+    small, large = make_model(n_latents=2), make_model(n_latents=30, n_neurons=200)
+    assert trials_at_once(small, 10) == _inference.MOST_TRIALS
+    assert 1 <= trials_at_once(large, 1000) < _inference.MOST_TRIALS
+    assert trials_at_once(large, 10**9) == 1
+    assert trials_at_once(large, 2000) <= trials_at_once(large, 1000)

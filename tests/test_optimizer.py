@@ -1,0 +1,226 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sklearn_sae import _optimizer
+from sklearn_sae._optimizer import OPTIMIZERS, RowAdam, Soap
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
+
+
+def weights_and_gradients(n_steps, shapes=((4, 3), (5,), (2, 1)), seed=0):
+    weights = [nn.Parameter(normal(*shape, seed=seed)) for shape in shapes]
+    gradients = [
+        [normal(*shape, seed=100 * step + i) for i, shape in enumerate(shapes)]
+        for step in range(1, n_steps + 1)
+    ]
+    return weights, gradients
+
+
+def follow(optimise, weights, gradients, learning_rate=0.1, clip_norm=None):
+    for step in gradients:
+        for weight, gradient in zip(weights, step, strict=True):
+            weight.grad = gradient.clone()
+        optimise.step(learning_rate, clip_norm)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.95, 0.95)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_without_rotation_it_is_torchs_adamw(betas, weight_decay, clip_norm):
+    ours, gradients = weights_and_gradients(8)
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    optimise = Soap(ours, rotate=False, betas=betas, weight_decay=weight_decay)
+    adamw = torch.optim.AdamW(theirs, lr=0.1, betas=betas, weight_decay=weight_decay)
+    for step in gradients:
+        follow(optimise, ours, [step], clip_norm=clip_norm)
+        for weight, gradient in zip(theirs, step, strict=True):
+            weight.grad = gradient.clone()
+        if clip_norm is not None:
+            nn.utils.clip_grad_norm_(theirs, clip_norm)
+        adamw.step()
+        for weight, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(weight, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_two_optimisers_on_offer():
+    assert not Soap([], **OPTIMIZERS["adam"]).moments
+    assert OPTIMIZERS["adam"]["betas"] == (0.9, 0.999)
+    weight = nn.Parameter(normal(3, 2))
+    assert Soap([weight], **OPTIMIZERS["soap"]).moments[0].rotated == [0, 1]
+    assert Soap([weight], **OPTIMIZERS["adam"]).moments[0].rotated == []
+
+
+def test_one_dimensional_weights_are_not_rotated():
+    ours, gradients = weights_and_gradients(25, shapes=((6,),))
+    plain = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    follow(Soap(ours), ours, gradients)
+    follow(Soap(plain, rotate=False), plain, gradients)
+    assert torch.equal(ours[0], plain[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "rotated"), [((4, 3), [0, 1]), ((6, 3), [1]), ((3, 6), [0]), ((6, 6), [])]
+)
+def test_long_sides_keep_their_own_basis(shape, rotated, monkeypatch):
+    monkeypatch.setattr(_optimizer, "LARGEST_ROTATED_SIDE", 5)
+    ours, gradients = weights_and_gradients(25, shapes=(shape,))
+    plain = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    optimise = Soap(ours)
+    assert optimise.moments[0].rotated == rotated
+    follow(optimise, ours, gradients)
+    follow(Soap(plain, rotate=False), plain, gradients)
+    assert ours[0].isfinite().all()
+    assert torch.equal(ours[0], plain[0]) == (not rotated)
+
+
+def test_bases_stay_orthonormal_and_follow_the_gradients():
+    # Gradients far larger along one mixed direction of each side.
+    left, right = (torch.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
+    gradients = []
+    for step in range(60):
+        core = normal(4, 3, seed=step)
+        core[0, 0] *= 100
+        gradients.append([left @ core @ right.T])
+    weight = nn.Parameter(normal(4, 3))
+    optimise = Soap([weight])
+    follow(optimise, [weight], gradients, learning_rate=1e-3)
+    bases = optimise.moments[0].basis
+    for side, directions in ((0, left), (1, right)):
+        basis = bases[side]
+        torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis)).double())
+        assert (basis[:, 0] @ directions[:, 0]).abs() > 0.999
+    x = normal(4, 3, seed=9)
+    moments = optimise.moments[0]
+    torch.testing.assert_close(moments.out_of_basis(moments.into_basis(x)), x)
+
+
+def test_the_first_step_does_not_depend_on_the_coordinates():
+    # In its eigenbasis a gradient is diagonal: the step is its orthogonal factor, however it lies.
+    gradient = normal(4, 3)
+    left, right = (torch.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
+    steps = []
+    for turned in (gradient, left @ gradient @ right.T):
+        weight = nn.Parameter(torch.zeros(4, 3, dtype=torch.float64))
+        follow(Soap([weight], eps=1e-3), [weight], [[turned]])
+        steps.append(weight.detach())
+    torch.testing.assert_close(left @ steps[0] @ right.T, steps[1])
+
+
+def rotated_quadratic(n=12, condition=1e4):
+    """A quadratic of a matrix whose steep and flat directions mix all coordinates."""
+    left, right = (torch.linalg.qr(normal(n, n, seed=seed))[0] for seed in (1, 2))
+    curvature = torch.logspace(0, -np.log10(condition), n).double()
+    curvature = curvature[:, None] * curvature[None]
+
+    def loss(weight):
+        return 0.5 * (curvature * (left.T @ weight @ right).square()).sum()
+
+    return loss, left @ right.T
+
+
+def steps_to(optimizer, target, most=3000):
+    loss, start = rotated_quadratic()
+    weight = nn.Parameter(start.clone())
+    optimise = Soap([weight], **OPTIMIZERS[optimizer])
+    first = loss(weight).item()
+    for step in range(most):
+        value = loss(weight)
+        if value < target * first:
+            return step
+        value.backward()
+        # Both would jitter at a constant learning rate.
+        optimise.step(0.03 * (1 - step / most), None)
+    return most
+
+
+def test_soap_is_far_quicker_on_an_ill_conditioned_rotated_quadratic():
+    soap, adam = steps_to("soap", 1e-6), steps_to("adam", 1e-6)
+    assert soap < 300
+    assert soap < adam / 3
+
+
+def test_a_weight_without_gradient_is_left_alone():
+    used, unused = (nn.Parameter(normal(3, 2, seed=seed)) for seed in (0, 1))
+    before = unused.detach().clone()
+    optimise = Soap([used, unused], weight_decay=0.5)
+    for step in range(12):
+        used.grad = normal(3, 2, seed=step + 2)
+        optimise.step(0.1, 1.0)
+    assert torch.equal(unused, before)
+    # And it starts as well as any once it has one.
+    unused.grad = normal(3, 2)
+    optimise.step(0.1, 1.0)
+    assert unused.isfinite().all()
+    assert not torch.equal(unused, before)
+
+
+def test_gradients_are_cleared_and_zero_ones_do_nothing():
+    weight = nn.Parameter(normal(3, 2))
+    before = weight.detach().clone()
+    optimise = Soap([weight])
+    follow(optimise, [weight], [[torch.zeros(3, 2).double()]] * 12, clip_norm=1.0)
+    assert weight.grad is None
+    torch.testing.assert_close(weight.detach(), before)
+    assert weight.requires_grad
+
+
+def test_clipping_is_by_the_norm_of_all():
+    ours, gradients = weights_and_gradients(5)
+    scaled = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    norms = [torch.stack([g.norm() for g in step]).norm() for step in gradients]
+    follow(Soap(ours), ours, gradients, clip_norm=0.5)
+    by_hand = [[g * 0.5 / norm for g in step] for step, norm in zip(gradients, norms, strict=True)]
+    follow(Soap(scaled), scaled, by_hand)
+    for weight, expected in zip(ours, scaled, strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-4, atol=1e-4)
+
+
+# --- rows ----------------------------------------------------------------------------------------
+
+
+def test_row_adam_is_torchs_adam_on_every_row_at_its_own_steps():
+    table = normal(5, 3)
+    rows = [nn.Parameter(row.clone()) for row in table]
+    optimisers = [torch.optim.Adam([row], lr=0.1, eps=1e-15) for row in rows]
+    adam = RowAdam(table)
+    rng = np.random.default_rng(0)
+    counted = np.zeros(5)
+    for step in range(30):
+        chosen = rng.permutation(5)[: rng.integers(1, 4)]
+        gradient = normal(len(chosen), 3, seed=step + 1)
+        adam.step(torch.from_numpy(chosen), gradient, 0.1)
+        for i, g in zip(chosen, gradient, strict=True):
+            rows[i].grad = g
+            optimisers[i].step()
+            counted[i] += 1
+        torch.testing.assert_close(table, torch.stack(rows).detach(), rtol=1e-5, atol=1e-5)
+    assert len(set(counted)) > 1
+
+
+def test_row_adam_does_not_care_how_small_gradients_are():
+    # A trial's share of the mean loss shrinks with the batch, and its steps must not.
+    moved = []
+    for scale in (1.0, 1e-9):
+        table = torch.zeros(2, 3)
+        adam = RowAdam(table)
+        for step in range(5):
+            gradient = scale * normal(2, 3, seed=step).float()
+            adam.step(torch.arange(2), gradient, 0.1)
+        moved.append(table)
+    torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
+    adam.step(torch.arange(2), torch.zeros(2, 3), 0.1)
+    assert table.isfinite().all()
+
+
+def test_row_adam_leaves_a_row_without_gradient_in_place():
+    table = torch.ones(2, 3)
+    RowAdam(table).step(torch.tensor([1]), torch.zeros(1, 3), 0.1)
+    assert torch.equal(table, torch.ones(2, 3))

@@ -1,0 +1,173 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import subspace_angles
+
+from sklearn_sae import _readout
+from sklearn_sae._batches import Trials
+from sklearn_sae._readout import Readout, pca_start
+
+
+def low_rank(n_trials=30, n_bins=40, n_neurons=12, n_latents=2, seed=0, rate=40.0):
+    """Smooth rates whose logs lie in a plane, high enough that smoothing hardly bends it."""
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 2 * np.pi, (n_trials, 1, n_latents))
+    latents = np.sin(phase + 0.08 * np.arange(n_bins)[:, np.newaxis] + np.arange(n_latents))
+    weight = np.linalg.qr(rng.normal(size=(n_neurons, n_latents)))[0]
+    return rate * np.exp(latents @ weight.T), weight, latents
+
+
+def start(array, n_latents, latent_scale=1.0, seed=0):
+    trials = Trials(
+        array, has_missing=any(np.isnan(trial).any() for trial in array) if len(array) else False
+    )
+    weight, z0 = pca_start(trials, n_latents, latent_scale, np.random.default_rng(seed))
+    return weight, z0
+
+
+def test_readout_is_affine_at_every_bin():
+    weight, latents = torch.randn(4, 3), torch.randn(5, 2, 6)
+    expected = torch.einsum("nd,tdi->tni", weight[:, :2], latents) + weight[:, 2, None]
+    torch.testing.assert_close(Readout(weight)(latents), expected)
+    torch.testing.assert_close(Readout(weight)(latents[0]), expected[0])
+
+
+def test_the_subspace_of_noiseless_log_rates_is_found():
+    rates, weight, _ = low_rank()
+    found, _ = start(rates, 2)
+    assert found.shape == (12, 3)
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
+    np.testing.assert_allclose(found[:, 2], np.log(rates.mean((0, 1))), rtol=1e-5)
+
+
+def test_latents_come_in_order_of_their_variance():
+    rates, _, _ = low_rank(n_latents=3)
+    gains = start(rates, 3)[0][:, :3].norm(dim=0)
+    assert (gains.diff() <= 0).all()
+    first, second = start(rates, 1)[0][:, 0], start(rates, 3)[0][:, 0]
+    torch.testing.assert_close(first, second)
+
+
+@pytest.mark.parametrize("latent_scale", [1.0, 0.5])
+def test_latents_have_the_scale_asked_for(latent_scale):
+    # Of many trials that start anywhere on their orbits, the first bin is as spread as any other.
+    rates, _, _ = low_rank(n_trials=400)
+    weight, z0 = start(rates, 2, latent_scale)
+    assert z0.shape == (400, 2)
+    np.testing.assert_allclose(z0.std(0), latent_scale, rtol=0.15)
+    np.testing.assert_allclose(z0.mean(0), 0, atol=0.15 * latent_scale)
+    assert weight.dtype == z0.dtype == torch.float32
+
+
+def test_initial_conditions_give_the_first_bins_rates():
+    rates, _, _ = low_rank()
+    weight, z0 = start(rates, 2)
+    log_rates = Readout(weight)(z0.T).detach().numpy().T
+    true = np.log(rates[:, 0])
+    assert np.corrcoef(log_rates.ravel(), true.ravel())[0, 1] > 0.95
+
+
+def test_padding_changes_nothing():
+    rates, _, _ = low_rank()
+    weight, z0 = start(rates, 2)
+    padded = np.pad(rates, ((0, 0), (0, 30), (0, 0)), constant_values=np.nan)
+    for same in (padded, list(rates)):
+        for ours, expected in zip(start(same, 2), (weight, z0), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ragged_list_is_its_padded_form():
+    rates, _, _ = low_rank()
+    lengths = np.random.default_rng(1).integers(5, 41, len(rates))
+    ragged = [trial[:n] for trial, n in zip(rates, lengths, strict=True)]
+    padded = rates.copy()
+    for trial, n in zip(padded, lengths, strict=True):
+        trial[n:] = np.nan
+    n_bins = lengths.max()
+    for ours, expected in zip(start(ragged, 2), start(padded[:, :n_bins], 2), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_missing_entries_hardly_matter():
+    rates, weight, _ = low_rank(n_trials=60)
+    rng = np.random.default_rng(2)
+    rates[rng.random(rates.shape) < 0.1] = np.nan
+    found, z0 = start(rates, 2)
+    assert found.isfinite().all()
+    assert z0.isfinite().all()
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 3
+    # A neuron missing from a trial altogether counts as average there.
+    rates[:20, :, 3] = np.nan
+    found, z0 = start(rates, 2)
+    assert z0.isfinite().all()
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 10
+
+
+@pytest.mark.parametrize("n_neurons", [1, 3])
+def test_more_latents_than_neurons(n_neurons):
+    rates, _, _ = low_rank(n_neurons=3)
+    weight, z0 = start(rates[:, :, :n_neurons], 5)
+    assert weight.shape == (n_neurons, 6)
+    assert z0.shape == (30, 5)
+    assert weight.isfinite().all()
+    assert torch.equal(z0[:, n_neurons:], torch.zeros(30, 5 - n_neurons))
+    # Not zero, or these latents would never receive a gradient.
+    extra = weight[:, n_neurons:5]
+    assert 0 < extra.abs().min()
+    assert extra.abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 10, 3)),
+        np.full((4, 10, 3), 2.0),
+        np.zeros((1, 2, 1)),
+        np.random.default_rng(0).poisson(1.0, (1, 2, 5)),
+        np.random.default_rng(0).poisson(1.0, (6, 20, 5)).astype(np.uint8),
+    ],
+    ids=["silent", "constant", "tiny", "one trial of two bins", "uint8"],
+)
+def test_poor_recordings_start_finite_and_quietly(array):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight, z0 = start(array, 3)
+    assert weight.isfinite().all()
+    assert z0.isfinite().all()
+    assert z0.abs().max() < 10
+
+
+def test_a_large_recording_is_sampled(monkeypatch):
+    rates, weight, _ = low_rank(n_trials=200)
+    expected, z0_expected = start(rates, 2)
+    monkeypatch.setattr(_readout, "MOST_VALUES_FOR_PCA", 70 * 40 * 12)
+    read = []
+    whole = Trials(rates, has_missing=False)
+    original = whole.read
+    whole.read = lambda rows, n_bins=None: read.append(len(rows)) or original(rows, n_bins)
+    found, z0 = pca_start(whole, 2, 1.0, np.random.default_rng(0))
+    assert read[0] == 70
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
+    signs = torch.sign((found * expected).sum(0))[:2]
+    torch.testing.assert_close(z0 * signs, z0_expected, rtol=0, atol=0.4)
+
+
+def test_a_neuron_missing_from_the_whole_sample_is_no_cause_for_a_warning(monkeypatch):
+    rates, _, _ = low_rank(n_trials=40)
+    rates[:-1, :, 2] = np.nan
+    monkeypatch.setattr(_readout, "MOST_VALUES_FOR_PCA", 40 * 12)
+    for seed in range(3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            weight, z0 = start(rates, 2, seed=seed)
+        assert weight.isfinite().all()
+        assert z0.isfinite().all()
+
+
+def test_the_seed_decides():
+    rates, _, _ = low_rank(n_neurons=3)
+    for ours, again in zip(start(rates, 5), start(rates, 5), strict=True):
+        assert torch.equal(ours, again)
+    assert not torch.equal(start(rates, 5)[0], start(rates, 5, seed=1)[0])

@@ -1,0 +1,296 @@
+import numpy as np
+import pytest
+import torch
+
+from sklearn_sae import _training
+from sklearn_sae._batches import Trials
+from sklearn_sae._dynamics import NeuralODE
+from sklearn_sae._encoder import Encoder
+from sklearn_sae._inference import Prior
+from sklearn_sae._likelihood import log_likelihood
+from sklearn_sae._mlp import MLP
+from sklearn_sae._model import SequentialAutoencoder
+from sklearn_sae._readout import Readout, pca_start
+from sklearn_sae._schedule import Schedule
+from sklearn_sae._training import (
+    EncodedInitialConditions,
+    FreeInitialConditions,
+    shuffled,
+    train,
+)
+
+CPU = torch.device("cpu")
+
+
+def spikes(n_trials=40, n_bins=20, n_neurons=8, seed=0):
+    """Oscillations of any phase: two latents explain them."""
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 2 * np.pi, (n_trials, 1, 1)) + 0.3 * np.arange(n_bins)[:, np.newaxis]
+    return rng.poisson(np.exp(0.5 + np.sin(phase + np.arange(n_neurons))))
+
+
+class Setup:
+    """Everything that ``train`` takes, small."""
+
+    def __init__(self, data=None, inference="free", has_missing=False, seed=0, **changes):
+        self.trials = Trials(spikes() if data is None else data, has_missing=has_missing)
+        self.generator = torch.Generator().manual_seed(seed)
+        mlp = MLP(2, (16,), "tanh", self.generator)
+        dynamics = NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False)
+        weight, table = pca_start(self.trials, 2, 1.0, np.random.default_rng(seed))
+        dropout = changes.pop("dropout", 0.0)
+        encoder = None
+        if inference == "encoded":
+            encoder = Encoder(self.trials.mean_counts(), 2, 8, dropout, self.generator)
+        self.model = SequentialAutoencoder(dynamics, Readout(weight), encoder)
+        if encoder is None:
+            self.initial_conditions = FreeInitialConditions(
+                table, self.model, self.trials, dropout, self.generator
+            )
+        else:
+            self.initial_conditions = EncodedInitialConditions(
+                encoder, self.trials, 0.2, dropout, self.generator
+            )
+        self.settings = {
+            "optimizer": "soap",
+            "weight_decay": 0.0,
+            "clip_norm": 1.0,
+            "batch_size": 10,
+            "max_epochs": 12,
+            "generator": self.generator,
+            "device": CPU,
+        }
+        schedule = {
+            "learning_rate": 1e-2,
+            "shape": "onecycle",
+            "n_bins": self.trials.n_bins,
+            "horizon_start": 5,
+            "horizon_step": 1,
+            "horizon_growth": 0.5,
+        }
+        schedule |= {key: changes.pop(key) for key in list(changes) if key in schedule}
+        self.settings |= changes
+        self.schedule = Schedule(**schedule)
+
+    def train(self):
+        return train(
+            self.model, self.trials, self.initial_conditions, self.schedule, **self.settings
+        )
+
+
+@pytest.fixture(params=["free", "encoded"])
+def inference(request):
+    return request.param
+
+
+def test_one_record_per_epoch(inference):
+    setup = Setup(inference=inference)
+    records = list(setup.train())
+    assert [record.epoch for record in records] == list(range(1, 13))
+    assert all(np.isfinite(record.loss) for record in records)
+    horizons = [record.horizon for record in records]
+    assert horizons == sorted(horizons)
+    assert 5 <= horizons[0] < 20
+    assert horizons[-6:] == [20] * 6
+    assert [record.full_horizon for record in records] == [horizon == 20 for horizon in horizons]
+    last_batch = (np.arange(12) + 0.75) / 12
+    expected = [setup.schedule.learning_rate_at(progress) for progress in last_batch]
+    assert [record.learning_rate for record in records] == pytest.approx(expected)
+
+
+def test_an_epoch_is_trained_only_when_asked_for(inference):
+    setup = Setup(inference=inference)
+    before = setup.model.readout.weight.detach().clone()
+    records = setup.train()
+    assert torch.equal(setup.model.readout.weight, before)
+    next(records)
+    after = setup.model.readout.weight.detach().clone()
+    assert not torch.equal(after, before)
+    records.close()
+    assert torch.equal(setup.model.readout.weight, after)
+    assert torch.is_grad_enabled()
+
+
+def test_stopping_early_leaves_a_model_that_can_go_on(inference):
+    setup = Setup(inference=inference)
+    for record in setup.train():
+        if record.epoch == 3:
+            break
+    assert all(weight.grad is None for weight in setup.model.parameters())
+    assert [record.epoch for record in setup.train()] == list(range(1, 13))
+
+
+def test_the_loss_falls_to_near_what_noise_allows(inference):
+    setup = Setup(inference=inference, max_epochs=60, horizon_growth=0.3)
+    records = list(setup.train())
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 2 * np.pi, (40, 1, 1)) + 0.3 * np.arange(20)[:, np.newaxis]
+    log_rates = torch.from_numpy(0.5 + np.sin(phase + np.arange(8))).float().permute(1, 2, 0)
+    batch = setup.trials.batch(np.arange(40), CPU)
+    limit = -log_likelihood(log_rates, batch.counts, None).sum().item() / batch.counts.numel()
+    mean = torch.from_numpy(setup.trials.mean_counts()).float().log()[:, None]
+    null = -log_likelihood(mean.expand(20, 8, 40), batch.counts, None).sum().item() / 6400
+    share = (null - records[-1].loss) / (null - limit)
+    assert share > 0.75
+    assert records[-1].loss < records[0].loss
+
+
+def test_every_weight_is_trained(inference):
+    setup = Setup(inference=inference, max_epochs=1)
+    before = {name: weight.clone() for name, weight in setup.model.state_dict().items()}
+    table = getattr(setup.initial_conditions, "table", torch.zeros(1)).clone()
+    list(setup.train())
+    for name, weight in setup.model.state_dict().items():
+        moved = not torch.equal(weight, before[name])
+        # The encoder's standardisation is no weight.
+        assert moved == (name not in ("encoder.mean", "encoder.spread")), name
+    if inference == "free":
+        assert (setup.initial_conditions.table != table).any(1).all()
+
+
+def test_the_seed_decides_and_nothing_global_is_drawn(inference):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    expected = torch.rand(1), np.random.random()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    losses = []
+    for seed in (0, 0, 1):
+        setup = Setup(inference=inference, seed=seed, dropout=0.1)
+        losses.append([record.loss for record in setup.train()])
+    assert losses[0] == losses[1] != losses[2]
+    assert (torch.rand(1), np.random.random()) == expected
+
+
+def test_the_loss_sees_the_horizon_only(inference):
+    # What happens after bin 5 cannot matter in the first epoch; the encoder alone reads it.
+    changed = spikes()
+    changed[:, 5:] = changed[:, 5:][:, ::-1]
+    first, other = (
+        Setup(data, inference, horizon_growth=1.0, horizon_step=100, max_epochs=1)
+        for data in (spikes(), changed)
+    )
+    other.model.load_state_dict(first.model.state_dict())
+    if inference == "free":
+        other.initial_conditions.table.copy_(first.initial_conditions.table)
+    records = [next(setup.train()) for setup in (first, other)]
+    assert records[0].horizon == 5
+    same = torch.equal(first.model.readout.weight, other.model.readout.weight)
+    assert same == (inference == "free")
+
+
+def test_unobserved_entries_do_not_matter(inference):
+    data = spikes().astype(float)
+    data[::3, :, 2] = np.nan
+    data[5:15, 12:] = np.nan
+    holes = np.isnan(data)
+    setup = Setup(data, inference, has_missing=True, max_epochs=3)
+    losses = [record.loss for record in setup.train()]
+    assert np.isfinite(losses).all()
+    again = Setup([trial.copy() for trial in data], inference, has_missing=True, max_epochs=3)
+    assert [record.loss for record in again.train()] == losses
+    # Values under the mask are zeros to begin with; the loss is per observed entry.
+    batch = setup.trials.batch(np.arange(40), CPU)
+    assert batch.mask.sum() == (~holes).sum()
+
+
+def test_free_initial_conditions_take_their_trials_rows():
+    setup = Setup()
+    conditions = setup.initial_conditions
+    batch = setup.trials.batch(np.array([7, 2]), CPU)
+    z0 = conditions.take(batch)
+    assert torch.equal(z0, conditions.table[[7, 2]].T)
+    before = conditions.table.clone()
+    (z0 * torch.tensor([[1.0, 0.0], [-2.0, 0.0]])).sum().backward()
+    conditions.update(batch, 0.01)
+    moved = conditions.table - before
+    torch.testing.assert_close(
+        moved[7], 0.01 * _training.INITIAL_CONDITION_SPEED * torch.tensor([-1.0, 1.0])
+    )
+    moved[7] = 0
+    assert not moved.any()
+
+
+def test_now_and_then_initial_conditions_catch_up_with_the_weights():
+    setup = Setup(max_epochs=100)
+    conditions = setup.initial_conditions
+    batch = setup.trials.batch(np.arange(40), CPU, 10)
+
+    def log_posterior(prior):
+        with torch.no_grad():
+            z0 = conditions.table.T
+            likelihood = log_likelihood(setup.model.log_rates(z0, 10), batch.counts, batch.mask)
+            return likelihood + prior.log_density(z0)
+
+    prior = Prior.from_samples(conditions.table)
+    before, table = log_posterior(prior), conditions.table.clone()
+    between = conditions.epochs_between_steps
+    for epoch in range(between - 1):
+        conditions.end_epoch(epoch, 10)
+    assert torch.equal(conditions.table, table)
+    conditions.end_epoch(between - 1, 10)
+    after = log_posterior(prior)
+    assert (after >= before - 1e-3).all()
+    assert (after > before + 0.1).any()
+
+
+def test_dropout_of_the_initial_condition():
+    setup = Setup(dropout=0.5)
+    z0 = setup.initial_conditions.take(setup.trials.batch(np.arange(40), CPU))
+    share = (z0 == 0).float().mean()
+    assert 0.3 < share < 0.7
+    doubled = z0[z0 != 0] / setup.initial_conditions.table.T[z0 != 0]
+    torch.testing.assert_close(doubled, torch.full_like(doubled, 2.0))
+
+
+@pytest.mark.parametrize("n_trials", [1, 2, 9, 10, 11, 40, 97])
+@pytest.mark.parametrize("batch_size", [1, 10, 1000])
+def test_shuffled(n_trials, batch_size):
+    generator = torch.Generator().manual_seed(0)
+    batches = shuffled(n_trials, batch_size, generator)
+    np.testing.assert_array_equal(np.sort(np.concatenate(batches)), np.arange(n_trials))
+    sizes = [len(rows) for rows in batches]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= 1
+    assert max(sizes) <= max(1, 1.5 * batch_size)
+    if n_trials > 10:
+        again = shuffled(n_trials, batch_size, generator)
+        assert not np.array_equal(np.concatenate(again), np.concatenate(batches))
+
+
+@pytest.mark.parametrize("horizon_start", [1, 2, 20, 100])
+def test_any_horizon_start(horizon_start, inference):
+    records = list(Setup(inference=inference, horizon_start=horizon_start, max_epochs=3).train())
+    assert records[-1].full_horizon
+    assert all(np.isfinite(record.loss) for record in records)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1), (1, 20, 3), (3, 2, 1)])
+def test_small_recordings(shape, inference):
+    data = np.random.default_rng(0).poisson(2.0, shape)
+    records = list(Setup(data, inference, max_epochs=11).train())
+    assert all(np.isfinite(record.loss) for record in records)
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adam"])
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+def test_a_loss_that_explodes_says_what_to_lower(optimizer, clip_norm, inference):
+    setup = Setup(
+        inference=inference,
+        optimizer=optimizer,
+        clip_norm=clip_norm,
+        learning_rate=1e4,
+        shape="constant",
+        max_epochs=30,
+    )
+    with pytest.raises(FloatingPointError, match=r"epoch \d+. Lower learning_rate or clip_norm"):
+        list(setup.train())
+
+
+def test_weight_decay_shrinks_weights():
+    sizes = []
+    for weight_decay in (0.0, 10.0):
+        setup = Setup(weight_decay=weight_decay)
+        list(setup.train())
+        sizes.append(setup.model.dynamics.mlp.weights[0].norm().item())
+    assert sizes[1] < 0.9 * sizes[0]

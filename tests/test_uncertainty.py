@@ -1,0 +1,114 @@
+"""Standard deviations: calibrated on simulated spikes, exact where theory is."""
+
+import numpy as np
+import pytest
+import torch
+
+from sklearn_sae import NODESAE
+from sklearn_sae._inference import Prior
+from sklearn_sae._uncertainty import _laplace, _log_rate_variance, model_variance
+from sklearn_sae._validation import check_trials
+from sklearn_sae.datasets import make_chaotic_spikes
+
+
+def ring(n_trials, n_bins=25, n_neurons=10, seed=0):
+    rng = np.random.default_rng(seed)
+    phase = rng.uniform(0, 6, (n_trials, 1, 1)) + 0.3 * np.arange(n_bins)[:, np.newaxis]
+    rates = np.exp(np.sin(phase + np.arange(n_neurons)))
+    return rng.poisson(rates), rates
+
+
+@pytest.fixture(scope="module")
+def est():
+    return NODESAE(n_latents=2, max_epochs=80, random_state=0).fit(ring(120)[0])
+
+
+def test_intervals_cover_true_rates(est):
+    spikes, true = ring(100, seed=1)
+    rates, std = est.predict(spikes, return_std=True)
+    np.testing.assert_array_equal(rates, est.predict(spikes))
+    assert 0.80 < (np.abs(true - rates) < 1.645 * std).mean() < 0.97
+
+
+def test_latents_have_std_in_the_same_metric(est):
+    spikes, _ = ring(5, seed=1)
+    latents, std = est.transform(spikes, return_std=True)
+    np.testing.assert_array_equal(latents, est.transform(spikes))
+    assert latents.shape == std.shape == (5, 25, 2)
+    assert std.dtype == np.float32 and (std > 0).all()
+
+
+def test_fewer_spikes_leave_more_open(est):
+    spikes, _ = ring(20, seed=1)
+    hidden = spikes.astype(float)
+    hidden[:, 5:] = np.nan
+    _, std = est.transform(spikes, return_std=True)
+    _, std_hidden = est.transform(hidden, return_std=True)
+    assert (std_hidden[:, -1] > std[:, -1]).mean() > 0.95
+    assert np.isfinite(est.predict(hidden, return_std=True)[1]).all()
+
+
+def test_ragged_trials(est):
+    spikes, _ = ring(3, seed=1)
+    ragged = [spikes[0], spikes[1, :12], spikes[2, :20]]
+    rates, std = est.predict(ragged, return_std=True)
+    assert [s.shape for s in std] == [r.shape for r in rates] == [(25, 10), (12, 10), (20, 10)]
+    alone = est.predict(ragged[1][np.newaxis], return_std=True)[1]
+    np.testing.assert_allclose(std[1], alone[0], rtol=1e-3)
+
+
+def test_covariance_is_the_inverse_hessian(est):
+    spikes, _ = ring(1, seed=2)
+    table = torch.from_numpy(est.training_initial_conditions_)
+    prior = Prior.from_samples(table)
+    (model, batch), *_ = est._batches(spikes)
+    z0 = est._infer(model, batch)
+    with torch.no_grad():
+        latents, log_rates, covariance = _laplace(model, prior, batch, z0)
+
+    def log_rates_of(z):
+        return model.log_rates(z[:, None], 25)[..., 0]
+
+    jacobian = torch.stack(
+        [
+            (log_rates_of(z0[:, 0] + h) - log_rates_of(z0[:, 0] - h)) / 2e-2
+            for h in 1e-2 * torch.eye(2)
+        ],
+        dim=-1,
+    ).reshape(-1, 2)
+    rates = log_rates.exp().reshape(-1)
+    precision = jacobian.T @ (rates[:, None] * jacobian) + prior.precision
+    inverse = torch.linalg.inv(precision)
+    np.testing.assert_allclose(covariance[0, 0], inverse, rtol=2e-2)
+    variance = _log_rate_variance(model, covariance)[..., 0]
+    expected = ((jacobian @ inverse) * jacobian).sum(1).reshape(variance.shape)
+    np.testing.assert_allclose(variance, expected, rtol=5e-2, atol=1e-5)
+
+
+def test_model_variance_sees_a_wrong_readout(est):
+    spikes, _ = ring(120)
+    trials = check_trials(est, spikes, reset=False)
+    table = torch.from_numpy(est.training_initial_conditions_)
+    assert est.model_variance_ == pytest.approx(model_variance(est.model_, trials, table))
+    assert 0 < est.model_variance_ < 0.02
+    noise = np.random.default_rng(0).normal(0, 0.4, spikes.shape)
+    rates = est.predict(spikes) * np.exp(noise)
+    noisy = check_trials(est, np.random.default_rng(0).poisson(rates), reset=False)
+    assert model_variance(est.model_, noisy, table) > est.model_variance_ + 0.1
+
+
+def test_amortized_has_no_posterior():
+    spikes, _ = ring(12)
+    est = NODESAE(n_latents=2, inference="amortized", max_epochs=1, random_state=0).fit(spikes)
+    with pytest.raises(ValueError, match='inference="semi-amortized"'):
+        est.predict(spikes, return_std=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["Arneodo", "Lorenz", "Rossler"])
+def test_calibrated_on_chaotic_systems(system):
+    data = make_chaotic_spikes(system, random_state=0)
+    est = NODESAE(random_state=0).fit(data.spikes[data.train])
+    rates, std = est.predict(data.spikes[data.test], return_std=True)
+    inside = np.abs(data.rates[data.test] - rates) < 1.645 * std
+    assert 0.80 < inside.mean() < 0.97
