@@ -1,0 +1,229 @@
+"""Whatever has dynamics, made one: a vector field or a map on rows of float64, with Jacobians."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from .._base import BaseSAE
+from .._dynamics import NeuralODE
+from ..datasets import System
+
+__all__ = ["Array", "StateSpace", "as_rows", "as_state_space"]
+
+Array = NDArray[np.floating]
+Function = Callable[[Array], Array]
+
+#: A Runge-Kutta substep times the largest Jacobian norm: local errors stay below 0.5^5 / 120.
+LONGEST_SUBSTEP = 0.5
+
+
+@dataclass(frozen=True)
+class StateSpace:
+    """Dynamics on states ``(n, dim)``.
+
+    ``function`` is the vector field, or the one-bin map if ``discrete``; ``jacobian`` its
+    derivative ``(n, dim, dim)``. ``step`` advances by one bin and gives that map's Jacobian too.
+    ``bin_width`` is the time in a bin, in that of ``function``.
+    """
+
+    function: Function
+    jacobian: Function
+    step: Callable[[Array], tuple[Array, Array]]
+    discrete: bool
+    bin_width: float
+
+    def velocity(self, z: Array) -> Array:
+        """What vanishes at a fixed point: dz/dt, or what one bin adds to z."""
+        return self.function(z) - z if self.discrete else self.function(z)
+
+    def velocity_jacobian(self, z: Array) -> Array:
+        """Derivative of ``velocity``."""
+        return self.jacobian(z) - np.eye(z.shape[1]) if self.discrete else self.jacobian(z)
+
+    def exponents(self, eigenvalues: NDArray) -> NDArray:
+        """Complex growth rates per bin, of eigenvalues of ``jacobian``."""
+        if not self.discrete:
+            return eigenvalues.astype(complex) * self.bin_width
+        with np.errstate(divide="ignore"):
+            return np.log(eigenvalues.astype(complex))
+
+
+def as_state_space(
+    system: Any,
+    dim: int,
+    *,
+    discrete: bool | None = None,
+    bin_width: float | None = None,
+) -> StateSpace:
+    """Wrap a fitted estimator, a true system, or a callable; parameters are copied, not shared."""
+    if bin_width is not None and not 0 < bin_width < np.inf:
+        raise ValueError(
+            f"bin_width must be a positive time or None, got {bin_width!r}. Give the system's own "
+            "time in a bin; make_chaotic_spikes returns it as bin_width."
+        )
+    if isinstance(system, type):
+        raise TypeError(
+            f"system must be an object, got the class {system.__name__}. Write "
+            f"{system.__name__}(...)."
+        )
+    if isinstance(owner := getattr(system, "__self__", None), BaseSAE):
+        # A method of an estimator computes in float32; its module can do better.
+        discrete = system.__name__ == "step" if discrete is None else discrete
+        system = owner
+    if isinstance(system, BaseSAE):
+        return _of_estimator(system, dim, discrete)
+    if isinstance(system, System):
+        width = system.period / system.points_per_period if bin_width is None else bin_width
+        _check_dim(type(system).__name__, system.dim, dim)
+        return _assemble(system.flow, system.jacobian, bool(discrete), width, is_map=False)
+    if not callable(system):
+        raise TypeError(
+            "system must be a fitted NODESAE or RNNSAE, a system of sklearn_sae.datasets, or a "
+            f"function of states (n, dim); got {system!r}."
+        )
+    function, jacobian = _of_callable(system, dim)
+    width = 1.0 if bin_width is None else bin_width
+    return _assemble(function, jacobian, bool(discrete), width, is_map=bool(discrete))
+
+
+def as_rows(name: str, states: ArrayLike) -> Array:
+    """States ``(..., dim)``, or a list of trials, as finite rows ``(n, dim)`` of float64."""
+    if isinstance(states, list | tuple) and len(states) and np.ndim(states[0]) == 2:
+        array = np.concatenate([np.asarray(trial, dtype=float) for trial in states])
+    else:
+        array = np.asarray(states, dtype=float)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name} must be states with dimensions on the last axis, (..., dim); got shape "
+            f"{array.shape}."
+        )
+    rows = array.reshape(-1, array.shape[-1])
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    if not len(rows):
+        raise ValueError(f"{name} holds no finite state; got shape {array.shape}.")
+    return rows
+
+
+def _check_dim(name: str, expected: int, dim: int) -> None:
+    if dim != expected:
+        raise ValueError(
+            f"{name} has states of {expected} dimensions, got states of {dim}. Give latents of "
+            "this estimator or states of this system, dimensions on the last axis."
+        )
+
+
+def _of_estimator(estimator: BaseSAE, dim: int, discrete: bool | None) -> StateSpace:
+    check_is_fitted(estimator)
+    _check_dim(type(estimator).__name__, estimator._n_fitted_latents, dim)
+    dynamics = copy.deepcopy(estimator.model_.dynamics).double()
+
+    def step(z: Array) -> tuple[Array, Array]:
+        with torch.no_grad():
+            columns = torch.from_numpy(np.ascontiguousarray(z.T))
+            after, jacobian = dynamics.step(columns), dynamics.step_jacobian(columns)
+        return after.numpy().T, jacobian.permute(2, 0, 1).numpy()
+
+    if isinstance(dynamics, NeuralODE) and not discrete:
+        field, field_jacobian = _of_torch(lambda z: dynamics.vector_field(z.T).T)
+        return StateSpace(field, field_jacobian, step, False, 1.0)
+    if discrete is False:
+        raise ValueError(
+            f"discrete=False asks for a vector field, but {type(estimator).__name__} has none: its "
+            "dynamics are a one-bin map. Leave discrete=None."
+        )
+    return StateSpace(lambda z: step(z)[0], lambda z: step(z)[1], step, True, 1.0)
+
+
+def _of_torch(function: Callable[[Tensor], Tensor]) -> tuple[Function, Function]:
+    """NumPy function and exact Jacobian of a torch function of rows."""
+
+    def value(z: Array) -> Array:
+        with torch.no_grad():
+            return function(torch.from_numpy(z)).numpy()
+
+    def jacobian(z: Array) -> Array:
+        points = torch.from_numpy(z)
+        # One direction at a time: functions that take a batch of states need not bear vmap.
+        columns = [
+            torch.func.jvp(function, (points,), (direction.expand_as(points).contiguous(),))[1]
+            for direction in torch.eye(z.shape[1], dtype=torch.float64)
+        ]
+        return torch.stack(columns, dim=-1).detach().numpy()
+
+    return value, jacobian
+
+
+def _of_callable(function: Callable[[Any], Any], dim: int) -> tuple[Function, Function]:
+    if isinstance(function, torch.nn.Module):
+        function = copy.deepcopy(function).double()
+    # dim + 1 rows: a square batch would hide a transposed answer.
+    probe = np.linspace(-1.0, 1.0, (dim + 1) * dim).reshape(dim + 1, dim)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # NumPy's, of what it makes of tensors
+        try:
+            candidate = _of_torch(function)
+            if candidate[0](probe).shape == probe.shape and np.isfinite(candidate[1](probe)).all():
+                return candidate
+        except Exception:  # not written in torch
+            pass
+
+    def value(z: Array) -> Array:
+        return np.asarray(function(z), dtype=float)
+
+    if value(probe).shape != probe.shape:
+        raise ValueError(
+            f"system gave shape {value(probe).shape} for states of shape {probe.shape}. It must "
+            "take states (n, dim) and return as many velocities (or next states) of the same shape."
+        )
+
+    def jacobian(z: Array) -> Array:
+        columns = []
+        for j in range(dim):
+            h = np.zeros_like(z)
+            h[:, j] = 6e-6 * np.maximum(np.abs(z[:, j]), 1.0)
+            width = (z + h)[:, j] - (z - h)[:, j]
+            columns.append((value(z + h) - value(z - h)) / width[:, None])
+        return np.stack(columns, axis=-1)
+
+    return value, jacobian
+
+
+def _assemble(
+    function: Function, jacobian: Function, discrete: bool, bin_width: float, *, is_map: bool
+) -> StateSpace:
+    if is_map:
+        return StateSpace(function, jacobian, lambda z: (function(z), jacobian(z)), True, bin_width)
+
+    def step(z: Array) -> tuple[Array, Array]:
+        return integrate(function, jacobian, z, bin_width)
+
+    if discrete:
+        return StateSpace(lambda z: step(z)[0], lambda z: step(z)[1], step, True, bin_width)
+    return StateSpace(function, jacobian, step, False, bin_width)
+
+
+def integrate(flow: Function, jacobian: Function, z: Array, duration: float) -> tuple[Array, Array]:
+    """Advance states and their variational equation J' = Df(z) J by Runge-Kutta of order 4."""
+    stiffness = np.nan_to_num(np.linalg.norm(jacobian(z), axis=(1, 2))).max()
+    n_substeps = max(1, int(np.ceil(duration * min(stiffness / LONGEST_SUBSTEP, 1e5))))
+    h = duration / n_substeps
+    chain = np.broadcast_to(np.eye(z.shape[1]), (*z.shape, z.shape[1]))
+    for _ in range(n_substeps):
+        stage, stage_chain = z, chain
+        dz, dchain = np.zeros_like(z), np.zeros_like(chain)
+        for share, weight in ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6)):
+            k, k_chain = flow(stage), jacobian(stage) @ stage_chain
+            dz, dchain = dz + h * weight * k, dchain + h * weight * k_chain
+            stage, stage_chain = z + h * share * k, chain + h * share * k_chain
+        z, chain = z + dz, chain + dchain
+    return z, chain

@@ -1,0 +1,132 @@
+"""Latents as lines in two or three dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._style import COLOURS, QUIET, Projection, as_trials, finish, lines, new_axes
+
+
+class LatentTrajectoryDisplay:
+    """Latents of trials, coloured by label.
+
+    Parameters
+    ----------
+    latents : array of shape (n_trials, n_bins, n_latents), or list of (n_bins_i, n_latents)
+        What to draw; also states of a true system.
+    labels : array-like of shape (n_trials,), default=None
+        Condition of each trial; one colour each. None: all in one colour.
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+        Where it was drawn.
+    lines_ : list of matplotlib lines
+        One for each label, in their sorted order.
+    starts_ : list of matplotlib artists
+        Dots at the initial conditions, one artist for each label.
+
+    Examples
+    --------
+    >>> from sklearn_sae.datasets import Lorenz
+    >>> from sklearn_sae.plotting import LatentTrajectoryDisplay
+    >>> display = LatentTrajectoryDisplay(Lorenz().trajectory(500)).plot()
+    >>> display.ax_.get_xlabel()
+    'latent 0'
+    """
+
+    def __init__(self, latents: Any, labels: Any = None) -> None:
+        self.latents = latents
+        self.labels = labels
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        labels: Any = None,
+        dimensions: Any = None,
+        n_trials: int = 50,
+        ax: Any = None,
+    ) -> LatentTrajectoryDisplay:
+        """Infer the latents of trials and draw them.
+
+        Parameters
+        ----------
+        estimator : NODESAE or RNNSAE
+            Fitted.
+        X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
+            Spike counts.
+        labels : array-like of shape (n_trials,), default=None
+            Condition of each trial.
+        dimensions : sequence of 2 or 3 ints, default=None
+            Latents to draw; None: all of up to three, else three principal components.
+        n_trials : int, default=50
+            Most trials to draw.
+        ax : matplotlib Axes, default=None
+            Where to draw, 3-D for three dimensions; None makes a figure.
+
+        Returns
+        -------
+        LatentTrajectoryDisplay
+            With the artists.
+        """
+        display = cls(estimator.transform(X), labels)
+        return display.plot(ax=ax, dimensions=dimensions, n_trials=n_trials)
+
+    def plot(
+        self, *, ax: Any = None, dimensions: Any = None, n_trials: int = 50
+    ) -> LatentTrajectoryDisplay:
+        """Draw; parameters as in `from_estimator`.
+
+        Returns
+        -------
+        LatentTrajectoryDisplay
+            With the artists.
+        """
+        trials = as_trials("latents", self.latents)
+        projection = Projection(np.concatenate(trials), dimensions)
+        labels = np.zeros(len(trials)) if self.labels is None else np.asarray(self.labels)
+        if len(labels) != len(trials):
+            raise ValueError(
+                f"labels must have one entry for each of {len(trials)} trials, got {len(labels)}."
+            )
+        if projection.n_axes == 1:
+            return self._plot_one(trials, ax, n_trials)
+        self.ax_ = new_axes(type(self).__name__, ax, three_d=projection.n_axes == 3)
+        self.figure_ = self.ax_.figure
+        self.lines_, self.starts_ = [], []
+        drawn = np.unique(np.linspace(0, len(trials) - 1, n_trials).round().astype(int))
+        for i, label in enumerate(np.unique(labels)):
+            chosen = [projection(trials[row]) for row in drawn if labels[row] == label]
+            if not chosen:
+                continue
+            colour = COLOURS[i % len(COLOURS)]
+            (line,) = self.ax_.plot(
+                *lines(chosen).T, color=colour, lw=0.9, alpha=0.7, label=str(label)
+            )
+            first = np.array([trial[0] for trial in chosen])
+            (dots,) = self.ax_.plot(*first.T, ".", color=colour, ms=5)
+            self.lines_.append(line)
+            self.starts_.append(dots)
+        projection.label(self.ax_)
+        if self.labels is not None:
+            self.ax_.legend(frameon=False, fontsize=11)
+        finish(self.ax_)
+        return self
+
+    def _plot_one(self, trials: list, ax: Any, n_trials: int) -> LatentTrajectoryDisplay:
+        """One latent has no space to move in: draw it over time."""
+        self.ax_ = new_axes(type(self).__name__, ax)
+        self.figure_ = self.ax_.figure
+        self.lines_ = [
+            self.ax_.plot(trial[:, 0], color=COLOURS[0] if len(trials) < 5 else QUIET, lw=0.9)[0]
+            for trial in trials[:n_trials]
+        ]
+        self.starts_ = []
+        self.ax_.set(xlabel="time (bins)", ylabel="latent 0")
+        finish(self.ax_)
+        return self

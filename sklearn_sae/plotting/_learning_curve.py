@@ -1,0 +1,93 @@
+"""How training went."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._style import COLOURS, finish, new_axes
+
+
+class LearningCurveDisplay:
+    """Loss of each epoch, and validation scores if there was early stopping.
+
+    The loss is the mean negative log-likelihood per observed entry within the horizon; while the
+    horizon grows, the task grows harder, and the loss may rise.
+
+    Parameters
+    ----------
+    loss : sequence of float
+        ``loss_curve_`` of an estimator.
+    validation_scores : sequence of float or None, default=None
+        ``validation_scores_``, in bits per spike; they belong to the last epochs.
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+        Where it was drawn.
+    loss_ : matplotlib line
+        The loss.
+    score_ax_, scores_ : matplotlib Axes and line, or None
+        The scores, on an axis of their own at the right.
+
+    Examples
+    --------
+    >>> from sklearn_sae.plotting import LearningCurveDisplay
+    >>> LearningCurveDisplay([1.2, 1.0, 0.9]).plot().ax_.get_xlabel()
+    'epoch'
+    """
+
+    def __init__(self, loss: Any, validation_scores: Any = None) -> None:
+        self.loss = loss
+        self.validation_scores = validation_scores
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, *, ax: Any = None) -> LearningCurveDisplay:
+        """Draw what a fitted estimator recorded.
+
+        Parameters
+        ----------
+        estimator : NODESAE or RNNSAE
+            Fitted.
+        ax : matplotlib Axes, default=None
+            Where to draw; None makes a figure.
+
+        Returns
+        -------
+        LearningCurveDisplay
+            With the artists.
+        """
+        scores = getattr(estimator, "validation_scores_", None)
+        return cls(estimator.loss_curve_, scores).plot(ax=ax)
+
+    def plot(self, *, ax: Any = None) -> LearningCurveDisplay:
+        """Draw on ``ax``, or in a new figure.
+
+        Returns
+        -------
+        LearningCurveDisplay
+            With the artists.
+        """
+        self.ax_ = new_axes(type(self).__name__, ax, size=(6.0, 4.0))
+        self.figure_ = self.ax_.figure
+        epochs = np.arange(1, len(self.loss) + 1)
+        (self.loss_,) = self.ax_.plot(epochs, self.loss, color=COLOURS[0], lw=2)
+        self.ax_.set(xlabel="epoch", ylabel="loss (nats per entry)")
+        self.score_ax_ = self.scores_ = None
+        finish(self.ax_)
+        if self.validation_scores is not None and len(self.validation_scores):
+            self.score_ax_ = self.ax_.twinx()
+            (self.scores_,) = self.score_ax_.plot(
+                epochs[-len(self.validation_scores) :],
+                self.validation_scores,
+                color=COLOURS[1],
+                lw=2,
+                ls="--",
+            )
+            self.score_ax_.set_ylabel("validation score (bits per spike)")
+            finish(self.score_ax_)
+            self.score_ax_.spines["right"].set_visible(True)
+            self.ax_.yaxis.label.set_color(COLOURS[0])
+            self.score_ax_.yaxis.label.set_color(COLOURS[1])
+        return self

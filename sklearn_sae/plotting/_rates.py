@@ -1,0 +1,209 @@
+"""Spikes of a trial, and the rates inferred from them."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from ._style import FOUND, QUIET, TRUE, finish, import_pyplot
+
+
+class RateDisplay:
+    """Spikes, predicted rates with bands, and true rates where they are known, of one trial.
+
+    Parameters
+    ----------
+    rates : array of shape (n_bins, n_neurons)
+        Predicted, in spikes per bin.
+    std : array of shape (n_bins, n_neurons) or None, default=None
+        Standard deviations, from ``predict(X, return_std=True)``.
+    spikes : array of shape (n_bins, n_neurons) or None, default=None
+        Counts; NaN where not observed.
+    true_rates : array of shape (n_bins, n_neurons) or None, default=None
+        Expected counts, if known.
+
+    Attributes
+    ----------
+    axes_ : ndarray of matplotlib Axes
+        One for each neuron.
+    figure_ : matplotlib Figure
+        Where it was drawn.
+    rates_, true_rates_, spikes_, bands_ : lists of matplotlib artists
+        One for each neuron; empty where there is nothing to draw.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_sae.plotting import RateDisplay
+    >>> rates = np.exp(np.sin(np.arange(30)[:, np.newaxis] / 5 + np.arange(8)))
+    >>> display = RateDisplay(rates, spikes=np.random.default_rng(0).poisson(rates))
+    >>> len(display.plot(neurons=[0, 5]).rates_)
+    2
+    """
+
+    def __init__(
+        self, rates: Any, *, std: Any = None, spikes: Any = None, true_rates: Any = None
+    ) -> None:
+        self.rates = rates
+        self.std = std
+        self.spikes = spikes
+        self.true_rates = true_rates
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        trial: int = 0,
+        true_rates: Any = None,
+        neurons: Any = None,
+        coverage: float = 0.9,
+        bin_size: float | None = None,
+        ax: Any = None,
+    ) -> RateDisplay:
+        """Predict the rates of one trial and draw them on its spikes.
+
+        Parameters
+        ----------
+        estimator : NODESAE or RNNSAE
+            Fitted. Bands are drawn if ``inference="semi-amortized"``.
+        X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
+            Spike counts.
+        trial : int, default=0
+            Which trial.
+        true_rates : array like X, default=None
+            Expected counts per bin, if known.
+        neurons : sequence of int, default=None
+            Which neurons; None: the six whose rates vary most.
+        coverage : float, default=0.9
+            Probability within the bands.
+        bin_size : float, default=None
+            Seconds in a bin, for an axis in seconds and rates in spikes per second.
+        ax : sequence of matplotlib Axes, default=None
+            One for each neuron; None makes a figure.
+
+        Returns
+        -------
+        RateDisplay
+            With the artists.
+        """
+        one = [X[trial]]
+        if estimator.inference == "semi-amortized":
+            rates, std = (values[0] for values in estimator.predict(one, return_std=True))
+        else:
+            rates, std = estimator.predict(one)[0], None
+        display = cls(
+            rates,
+            std=std,
+            spikes=X[trial],
+            true_rates=None if true_rates is None else true_rates[trial],
+        )
+        return display.plot(ax=ax, neurons=neurons, coverage=coverage, bin_size=bin_size)
+
+    def plot(
+        self,
+        *,
+        ax: Any = None,
+        neurons: Any = None,
+        coverage: float = 0.9,
+        bin_size: float | None = None,
+    ) -> RateDisplay:
+        """Draw; parameters as in `from_estimator`.
+
+        Returns
+        -------
+        RateDisplay
+            With the artists.
+        """
+        rates = np.asarray(self.rates, dtype=float)
+        if rates.ndim != 2:
+            raise ValueError(
+                f"rates must be those of one trial, (n_bins, n_neurons), got shape {rates.shape}."
+            )
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage must be a probability between 0 and 1, got {coverage!r}.")
+        if neurons is None:
+            neurons = np.sort(np.argsort(rates.std(axis=0))[-6:])
+        neurons = np.atleast_1d(neurons)
+        self.axes_ = self._axes(ax, len(neurons))
+        self.figure_ = self.axes_[0].figure
+        self.rates_: list[Any] = []
+        self.true_rates_: list[Any] = []
+        self.spikes_: list[Any] = []
+        self.bands_: list[Any] = []
+        time, scale = np.arange(len(rates)) * (bin_size or 1.0), 1 / (bin_size or 1.0)
+        for axis, neuron in zip(self.axes_, neurons, strict=True):
+            self._draw(axis, int(neuron), rates, time, scale, coverage)
+            axis.set_title(f"neuron {neuron}")
+            axis.set_ylim(bottom=0)
+            finish(axis)
+        unit = "bins" if bin_size is None else "s"
+        for axis in self.axes_:
+            if axis.get_subplotspec() is None or axis.get_subplotspec().is_last_row():
+                axis.set_xlabel(f"time ({unit})", size=13)
+            if axis.get_subplotspec() is None or axis.get_subplotspec().is_first_col():
+                per = "bin" if bin_size is None else "s"
+                axis.set_ylabel(f"spikes per {per}", size=13)
+        self.axes_[0].legend(frameon=False, fontsize=10)
+        return self
+
+    def _draw(
+        self, axis: Any, neuron: int, rates: Any, time: Any, scale: float, coverage: float
+    ) -> None:
+        if self.spikes is not None:
+            counts = np.asarray(self.spikes, dtype=float)[:, neuron] * scale
+            # Points rather than bars: a count of 0 is seen, and so is one not observed.
+            (dots,) = axis.plot(time, counts, ".", color="#6B7680", ms=6, label="spikes", zorder=1)
+            self.spikes_.append(dots)
+        if self.std is not None:
+            low, high = lognormal_band(rates[:, neuron], self.std, neuron, coverage)
+            band = axis.fill_between(
+                time,
+                low * scale,
+                high * scale,
+                color=FOUND,
+                alpha=0.3,
+                lw=0,
+                label=f"{100 * coverage:.0f} %",
+            )
+            self.bands_.append(band)
+        if self.true_rates is not None:
+            true = np.asarray(self.true_rates, dtype=float)[:, neuron] * scale
+            self.true_rates_.append(axis.plot(time, true, color=TRUE, lw=2, label="true")[0])
+        (line,) = axis.plot(
+            time, rates[:, neuron] * scale, color=FOUND, lw=2, ls="--", label="predicted"
+        )
+        self.rates_.append(line)
+
+    def _axes(self, ax: Any, n_neurons: int) -> Any:
+        plt = import_pyplot(type(self).__name__)
+        if ax is None:
+            n_columns = min(3, n_neurons)
+            n_rows = math.ceil(n_neurons / n_columns)
+            size = (3.4 * n_columns + 0.4, 2.4 * n_rows + 0.3)
+            figure, axes = plt.subplots(
+                n_rows, n_columns, figsize=size, layout="constrained", squeeze=False
+            )
+            for unused in axes.ravel()[n_neurons:]:
+                unused.remove()
+            return axes.ravel()[:n_neurons]
+        axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
+        if len(axes) != n_neurons:
+            raise ValueError(
+                f"ax must hold one Axes for each of {n_neurons} neurons, got {len(axes)}. Choose "
+                "as many neurons=[...], or leave ax=None."
+            )
+        return axes
+
+
+def lognormal_band(rates: Any, std: Any, neuron: int, coverage: float) -> tuple[Any, Any]:
+    """Ends of the interval that holds ``coverage`` of a lognormal with these medians and std."""
+    ratio = np.asarray(std, dtype=float)[:, neuron] / rates
+    # std = median * sqrt((e^v - 1) e^v), solved for the variance v of the log.
+    sigma = np.sqrt(np.log((1 + np.sqrt(1 + 4 * ratio**2)) / 2))
+    reach = NormalDist().inv_cdf(0.5 + coverage / 2)
+    return rates * np.exp(-reach * sigma), rates * np.exp(reach * sigma)
