@@ -30,6 +30,5 @@ estimator = NODESAE(n_latents=3, random_state=0, **epochs).fit(spikes)
 fitted = peak_megabytes()
 estimator.score(spikes)
 print(f"spikes {spikes.shape}, {spikes.nbytes / 1e6:.0f} MB")
-print(
-    f"peak after imports {imported:.0f} MB, after fit {fitted:.0f} MB, after score {peak_megabytes():.0f} MB"
-)
+print(f"peak after imports {imported:.0f} MB, after fit {fitted:.0f} MB,", end=" ")
+print(f"after score {peak_megabytes():.0f} MB")

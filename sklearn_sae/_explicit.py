@@ -65,7 +65,8 @@ def rollout_mlp(
 ) -> Tensor:
     """Roll ``dz/dt = mlp(z)`` out from ``z0`` ``(n_latents, n_trials)``.
 
-    A bin is ``n_substeps`` steps of ``step_size``. Returns the latents ``(n_bins, n_latents, n_trials)``, of which the first is ``z0``.
+    A bin is ``n_substeps`` steps of ``step_size``. Returns the latents
+    ``(n_bins, n_latents, n_trials)``, of which the first is ``z0``.
     """
     weights = list(mlp.weights)
     if not torch.is_grad_enabled():

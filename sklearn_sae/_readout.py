@@ -74,8 +74,9 @@ def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
     support = np.ones((1, counts.shape[1], 1)) if observed is None else observed.astype(np.float32)
     support = gaussian_filter1d(support, SMOOTHING_BINS, axis=1, mode="constant")
     with np.errstate(invalid="ignore", divide="ignore"):
-        rates = np.where(support > 1e-3, smoothed / support, np.nan)
+        rates = np.asarray(np.where(support > 1e-3, smoothed / support, np.nan))
     if observed is not None:
-        from_the_end = observed.any(axis=2)[:, ::-1]
-        rates[~np.logical_or.accumulate(from_the_end, axis=1)[:, ::-1]] = np.nan
+        from_the_end = np.asarray(observed.any(axis=2))[:, ::-1]
+        within = np.asarray(np.logical_or.accumulate(from_the_end, axis=1))[:, ::-1]
+        rates[~within] = np.nan
     return np.log(rates + SMALLEST_RATE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ._style import FOUND, QUIET, TRUE, finish, import_pyplot
+from ._style import FOUND, TRUE, finish, import_pyplot
 
 
 class RateDisplay:
