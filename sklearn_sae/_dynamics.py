@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torchdiffeq import odeint, odeint_adjoint
 
 from ._explicit import TABLEAUS, compose, explicit_step_with_jacobian, rollout_mlp
-from ._mlp import MLP, affine, uniform_weight
+from ._mlp import MLP, StateMap, affine, uniform_weight
 
 __all__ = ["SOLVERS", "Dynamics", "GRUCell", "NeuralODE", "RecurrentDynamics", "TanhCell"]
 
@@ -95,26 +94,29 @@ class NeuralODE(Dynamics):
             return z0[None]
         bins = torch.arange(n_bins, dtype=z0.dtype, device=z0.device)
         options = {"step_size": 1 / self.n_substeps} if self.solver in FIXED_STEP_SOLVERS else None
-        arguments = {"rtol": self.rtol, "atol": self.atol, "method": self.solver}
-        arguments["options"] = options
+        integrate = odeint
         if self.adjoint:
-            parameters = tuple(self.mlp.parameters())
-            return odeint_adjoint(self._field_at, z0, bins, adjoint_params=parameters, **arguments)
-        return odeint(self._field_at, z0, bins, **arguments)
+            integrate = partial(odeint_adjoint, adjoint_params=tuple(self.mlp.parameters()))
+        return integrate(
+            self._field_at,
+            z0,
+            bins,
+            rtol=self.rtol,
+            atol=self.atol,
+            method=self.solver,
+            options=options,
+        )
 
     def _field_at(self, t: Tensor, z: Tensor) -> Tensor:
         return self.vector_field(z)
 
     def step_jacobian(self, z: Tensor) -> Tensor:
-        # An adaptive solver's steps are its own affair; rk4 with ours is as good for a Jacobian.
+        # Other solvers' steps are their own affair; rk4 with ours is as good for a Jacobian.
         tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
-        chain = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None].expand(
-            -1, -1, z.shape[1]
-        )
-        for _ in range(self.n_substeps):
-            z, jacobian = explicit_step_with_jacobian(
-                self.mlp, z, tableau, FIELD_SCALE / self.n_substeps
-            )
+        step_size = FIELD_SCALE / self.n_substeps
+        z, chain = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)
+        for _ in range(self.n_substeps - 1):
+            z, jacobian = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)
             chain = compose(jacobian, chain)
         return chain
 
@@ -122,7 +124,7 @@ class NeuralODE(Dynamics):
 class RecurrentDynamics(Dynamics):
     """z -> cell(z), or z -> z + residual * cell(z)."""
 
-    def __init__(self, cell: nn.Module, residual: float | None) -> None:
+    def __init__(self, cell: StateMap, residual: float | None) -> None:
         super().__init__()
         self.cell = cell
         self.residual = residual
@@ -140,28 +142,14 @@ class RecurrentDynamics(Dynamics):
         return torch.stack(latents)
 
     def step_jacobian(self, z: Tensor) -> Tensor:
-        if isinstance(self.cell, MLP):
-            jacobian = self.cell.jacobian(z)
-        else:
-            jacobian = forward_jacobian(self.cell, z)
+        jacobian = self.cell.jacobian(z)
         if self.residual is None:
             return jacobian
         identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
         return identity + self.residual * jacobian
 
 
-def forward_jacobian(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Jacobians at the columns of ``z``, by forward-mode differentiation in all directions."""
-    n_latents, n_trials = z.shape
-    identity = torch.eye(n_latents, dtype=z.dtype, device=z.device)
-    directions = identity.repeat_interleave(n_trials, dim=1)
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(z.repeat(1, n_latents), directions)
-        tangent = forward_ad.unpack_dual(function(dual)).tangent
-    return tangent.unflatten(1, (n_latents, n_trials))
-
-
-class TanhCell(nn.Module):
+class TanhCell(StateMap):
     """z -> tanh(W z + b)."""
 
     def __init__(self, n_latents: int, generator: torch.Generator) -> None:
@@ -171,8 +159,12 @@ class TanhCell(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return torch.tanh(affine(self.weight, z))
 
+    def jacobian(self, z: Tensor) -> Tensor:
+        slope = 1 - self(z) ** 2
+        return slope[:, None] * self.weight[:, :-1, None]
 
-class GRUCell(nn.Module):
+
+class GRUCell(StateMap):
     """A gated recurrent unit without input, otherwise as ``torch.nn.GRUCell``."""
 
     def __init__(self, n_latents: int, generator: torch.Generator) -> None:
@@ -183,6 +175,24 @@ class GRUCell(nn.Module):
         )
 
     def forward(self, z: Tensor) -> Tensor:
-        reset, update, new = affine(self.weight, z).chunk(3)
-        new = torch.tanh(self.new_bias + torch.sigmoid(reset) * new)
-        return torch.lerp(new, z, torch.sigmoid(update))
+        reset, update, _, new = self._gates(z)
+        return torch.lerp(new, z, update)
+
+    def _gates(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Reset and update gates, what the reset gate acts on, and the new state it gives."""
+        reset, update, candidate = affine(self.weight, z).chunk(3)
+        reset, update = torch.sigmoid(reset), torch.sigmoid(update)
+        return reset, update, candidate, torch.tanh(self.new_bias + reset * candidate)
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        reset, update, candidate, new = self._gates(z)
+        by_reset, by_update, by_candidate = self.weight[:, :-1, None].chunk(3)
+        identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
+        # By the product rule: what flows through each gate's slope, and through what it gates.
+        of_new = (1 - new**2) * reset
+        return (
+            update[:, None] * identity
+            + ((z - new) * update * (1 - update))[:, None] * by_update
+            + ((1 - update) * of_new)[:, None] * by_candidate
+            + ((1 - update) * of_new * (1 - reset) * candidate)[:, None] * by_reset
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -61,7 +62,7 @@ def check_sizes(hidden_sizes: Any) -> tuple[int, ...]:
     return sizes
 
 
-CELLS = {
+CELLS: dict[str, Callable[..., GRUCell | TanhCell | MLP]] = {
     "gru": lambda est, generator: GRUCell(est.n_latents, generator),
     "rnn": lambda est, generator: TanhCell(est.n_latents, generator),
     "mlp": lambda est, generator: MLP(
@@ -183,7 +184,8 @@ class NODESAE(BaseSAE):
         anywhere.
 
     random_state : int, RandomState instance or None, default=None
-        Decides weights, batches and dropout. On a CPU, two fits with one int agree to the last bit.
+        Decides weights, batches and dropout. On a CPU, two fits with one int and the same number of
+        threads agree to the last bit.
 
     verbose : bool, default=False
         Show a progress bar with loss and horizon.
@@ -447,7 +449,8 @@ class RNNSAE(BaseSAE):
         anywhere.
 
     random_state : int, RandomState instance or None, default=None
-        Decides weights, batches and dropout. On a CPU, two fits with one int agree to the last bit.
+        Decides weights, batches and dropout. On a CPU, two fits with one int and the same number of
+        threads agree to the last bit.
 
     verbose : bool, default=False
         Show a progress bar with loss and horizon.

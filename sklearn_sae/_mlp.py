@@ -7,10 +7,12 @@ than the row-wise product. A layer's bias is the last column of its weight matri
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "affine", "uniform_weight"]
+__all__ = ["ACTIVATIONS", "MLP", "StateMap", "affine", "uniform_weight"]
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -39,7 +41,15 @@ def affine(weight: Tensor, x: Tensor) -> Tensor:
     return weight[:, :-1] @ x + weight[:, -1:]
 
 
-class MLP(nn.Module):
+class StateMap(nn.Module):
+    """A learned map of states ``(n_latents, n_trials)``, that also knows its derivative."""
+
+    @abstractmethod
+    def jacobian(self, z: Tensor) -> Tensor:
+        """Jacobians ``(n_latents out, n_latents in, n_trials)`` at the columns of ``z``."""
+
+
+class MLP(StateMap):
     """``n_latents -> hidden_sizes -> n_latents`` with the activation between layers.
 
     The last layer starts ten times smaller than the others, so that a fresh vector field is close
@@ -71,7 +81,6 @@ class MLP(nn.Module):
         return affine(last, z)
 
     def jacobian(self, z: Tensor) -> Tensor:
-        """Jacobians ``(n_latents out, n_latents in, n_trials)`` at the columns of ``z``."""
         activate = ACTIVATIONS[self.activation]
         slope = SLOPES[self.activation]
         *hidden, last = self.weights

@@ -39,9 +39,10 @@ class Schedule:
 
     def horizon_at(self, progress: float) -> int:
         """Bins the loss sees: all of them once ``horizon_growth`` of training is done."""
-        to_grow = self.n_bins - self.horizon_start
-        if progress >= self.horizon_growth or to_grow <= 0:
+        if progress >= self.horizon_growth:
             return self.n_bins
-        n_rises = math.ceil(to_grow / self.horizon_step)
-        rises = math.floor(progress / self.horizon_growth * n_rises + 1e-9)
-        return min(self.n_bins, self.horizon_start + self.horizon_step * rises)
+        start = min(self.horizon_start, self.n_bins)
+        n_rises = math.ceil((self.n_bins - start) / self.horizon_step)
+        # A share of epochs is rarely exact in binary; a rise must not come one epoch late.
+        n_done = math.floor(progress / self.horizon_growth * n_rises + 1e-9)
+        return min(self.n_bins, start + self.horizon_step * n_done)

@@ -1,5 +1,7 @@
 """Fixed points: of true systems to all digits, of simple functions by hand, of fitted models."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -145,6 +147,15 @@ def test_fitted_node(node):
     for name, value in node.model_.state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, before[name])
+
+
+def test_jacobian_of_the_vector_field(node):
+    dynamics = copy.deepcopy(node.model_.dynamics).double()
+    by_torch = as_state_space(lambda z: dynamics.vector_field(z.T).T, 2)
+    z = np.random.default_rng(0).normal(size=(5, 2))
+    space = as_state_space(node, 2)
+    np.testing.assert_allclose(space.jacobian(z), by_torch.jacobian(z), atol=1e-12)
+    np.testing.assert_allclose(space.function(z), by_torch.function(z), atol=1e-12)
 
 
 def test_bound_method_is_analysed_in_float64(node):

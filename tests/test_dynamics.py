@@ -2,7 +2,6 @@ import copy
 
 import pytest
 import torch
-from torch.func import jacrev
 from torchdiffeq import odeint
 
 from sklearn_sae._dynamics import (
@@ -13,7 +12,6 @@ from sklearn_sae._dynamics import (
     NeuralODE,
     RecurrentDynamics,
     TanhCell,
-    forward_jacobian,
 )
 from sklearn_sae._explicit import TABLEAUS
 from sklearn_sae._mlp import MLP
@@ -198,14 +196,6 @@ def test_saturating_cells_start_at_smaller_latents():
     small = {name for name, scale in scales.items() if scale == 0.5}
     assert small == {"gru, residual=None", "rnn, residual=None"}
     assert set(scales.values()) == {0.5, 1.0}
-
-
-def test_forward_jacobian():
-    z = states()
-    jacobians = forward_jacobian(lambda z: torch.sin(z).cumsum(0), z)
-    for i in range(z.shape[1]):
-        expected = jacrev(lambda x: torch.sin(x).cumsum(0))(z[:, i])
-        torch.testing.assert_close(jacobians[:, :, i], expected)
 
 
 @pytest.mark.parametrize("name", EVERY)

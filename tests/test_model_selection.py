@@ -85,15 +85,14 @@ def test_pipeline_ending_in_the_estimator_scores_it(node, recording):
 # ------------------------------------------------------------------ search
 
 
-def test_grid_search_over_n_latents(node, recording):
+def test_grid_search_over_n_latents(node, spikes):
     # A rotation needs two latents.
     node.set_params(max_epochs=100)
-    search = GridSearchCV(node, {"n_latents": [1, 2]}, cv=2, error_score="raise").fit(recording)
+    search = GridSearchCV(node, {"n_latents": [1, 2]}, cv=2, error_score="raise").fit(spikes)
     one, two = search.cv_results_["mean_test_score"]
     assert two > one + 0.05
     assert search.best_params_ == {"n_latents": 2}
-    assert len(search.transform(recording)) == 24
-    assert search.score(recording) == search.best_estimator_.score(recording)
+    assert search.score(spikes) == search.best_estimator_.score(spikes)
 
 
 def test_grid_search_in_two_processes(node, recording):
@@ -105,6 +104,7 @@ def test_grid_search_in_two_processes(node, recording):
         .cv_results_["mean_test_score"]
         for n_jobs in (1, 2)
     )
+    assert np.isfinite(there).all()
     np.testing.assert_allclose(here, there, atol=1e-4)
 
 
@@ -126,7 +126,7 @@ def test_halving_over_epochs(node, recording):
 
 
 def test_cross_val_score(estimator, recording):
-    estimator.set_params(max_epochs=10)
+    estimator.set_params(max_epochs=4)
     scores = cross_val_score(estimator, recording, cv=3, error_score="raise")
     train, test = next(KFold(3).split(recording))
     if isinstance(recording, list):

@@ -68,6 +68,17 @@ def test_rises_are_evenly_spread():
     assert [schedule.horizon_at(p / 10) for p in range(8)] == [5, 5, 10, 10, 15, 15, 17, 17]
 
 
+def test_a_rise_is_not_late_where_binary_fractions_are_not_exact():
+    # 6 / 20 / 0.8 * 8 is a little less than 3.
+    schedule = make(n_bins=13, start=5, step=1, growth=0.8)
+    assert [schedule.horizon_at(epoch / 20) for epoch in range(0, 18, 2)] == list(range(5, 14))
+
+
+def test_a_rise_just_before_the_end_does_not_overshoot():
+    schedule = make(n_bins=17, start=5, step=5, growth=0.6)
+    assert schedule.horizon_at(0.6 * (1 - 1e-12)) == 17
+
+
 def test_one_cycle_is_torchs():
     weight = torch.nn.Parameter(torch.zeros(1))
     optimiser = torch.optim.SGD([weight], lr=1.0)

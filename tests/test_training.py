@@ -287,6 +287,50 @@ def test_a_loss_that_explodes_says_what_to_lower(optimizer, clip_norm, inference
         list(setup.train())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "adam"},
+        {"weight_decay": 1.0},
+        {"clip_norm": 0.02},
+        {"batch_size": 20},
+        {"learning_rate": 1e-3},
+        {"shape": "constant"},
+        {"horizon_start": 8},
+        {"horizon_step": 4},
+        {"horizon_growth": 0.2},
+        {"dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_every_setting_matters(change, inference):
+    losses = [
+        [record.loss for record in Setup(inference=inference, max_epochs=8, **settings).train()]
+        for settings in ({}, change)
+    ]
+    assert losses[0] != losses[1]
+
+
+def test_the_encoder_is_trained_on_part_of_the_entries():
+    data = np.ones((40, 20, 8))
+    setup = Setup(data, "encoded")
+    seen = []
+    setup.initial_conditions.encoder.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0])
+    )
+    short = setup.trials.batch(np.arange(10), CPU, 5)
+    z0 = setup.initial_conditions.take(short)
+    assert z0.shape == (2, 10)
+    assert seen[0].counts.shape == (20, 8, 10)
+    assert seen[0].mask.float().mean().item() == pytest.approx(0.8, abs=0.05)
+
+
+def test_dropout_reaches_encoded_initial_conditions_too():
+    setup = Setup(inference="encoded", dropout=0.5)
+    z0 = setup.initial_conditions.take(setup.trials.batch(np.arange(40), CPU))
+    assert 0.3 < (z0 == 0).float().mean() < 0.7
+
+
 def test_weight_decay_shrinks_weights():
     sizes = []
     for weight_decay in (0.0, 10.0):

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._base import BaseSAE
-from .._dynamics import NeuralODE
+from .._dynamics import FIELD_SCALE, NeuralODE
 from ..datasets import System
 
 __all__ = ["Array", "StateSpace", "as_rows", "as_state_space"]
@@ -134,14 +134,28 @@ def _of_estimator(estimator: BaseSAE, dim: int, discrete: bool | None) -> StateS
         return after.numpy().T, jacobian.permute(2, 0, 1).numpy()
 
     if isinstance(dynamics, NeuralODE) and not discrete:
-        field, field_jacobian = _of_torch(lambda z: dynamics.vector_field(z.T).T)
-        return StateSpace(field, field_jacobian, step, False, 1.0)
+        return StateSpace(*_of_neural_ode(dynamics), step, False, 1.0)
     if discrete is False:
         raise ValueError(
             f"discrete=False asks for a vector field, but {type(estimator).__name__} has none: its "
             "dynamics are a one-bin map. Leave discrete=None."
         )
     return StateSpace(lambda z: step(z)[0], lambda z: step(z)[1], step, True, 1.0)
+
+
+def _of_neural_ode(dynamics: NeuralODE) -> tuple[Function, Function]:
+    """The vector field and its Jacobian, which the perceptron knows in closed form."""
+
+    def field(z: Array) -> Array:
+        with torch.no_grad():
+            return dynamics.vector_field(torch.from_numpy(z).T).T.numpy()
+
+    def jacobian(z: Array) -> Array:
+        with torch.no_grad():
+            columns = torch.from_numpy(np.ascontiguousarray(z.T))
+            return (FIELD_SCALE * dynamics.mlp.jacobian(columns)).permute(2, 0, 1).numpy()
+
+    return field, jacobian
 
 
 def _of_torch(function: Callable[[Tensor], Tensor]) -> tuple[Function, Function]:
