@@ -33,15 +33,16 @@ def main(quick, out):
         exponents = "  ".join(f"{exponent:7.3f}" for exponent in spectrum.per_time)
         print(f"  {name:<9}{exponents}    {spectrum.kaplan_yorke_dimension:.3f}")
 
-    figure = plt.figure(figsize=(15, 5), layout="constrained")
+    figure = plt.figure(figsize=(16, 5), layout="constrained")
+    # The layout does not know how far the labels of 3-D axes reach.
+    figure.get_layout_engine().set(wspace=0.12, h_pad=0.15)
     for column, (title, found, paths) in enumerate(
         (("True system", true, states), ("Learned from spikes", learned, latents)), start=1
     ):
         ax = figure.add_subplot(1, 3, column, projection="3d")
         FixedPointDisplay(found, paths).plot(ax=ax)
         ax.set_title(title, fontsize=14)
-    axes_names = {"xlabel": "x", "ylabel": "y", "zlabel": "z"}
-    figure.axes[0].set(**axes_names)
+    figure.axes[0].set(xlabel="x", ylabel="y", zlabel="z")
     ax = figure.add_subplot(1, 3, 3)
     EigenvalueDisplay(learned, true).plot(ax=ax)
     ax.set_title("Eigenvalues of the one-bin map", fontsize=14)

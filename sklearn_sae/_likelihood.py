@@ -61,4 +61,4 @@ def bits_per_spike(log_rates: Tensor, null_rates: Tensor, batch: Batch, entries:
     gain = log_likelihood(log_rates, batch.counts, entries) - log_likelihood(
         null, batch.counts, entries
     )
-    return torch.stack([gain.sum() / math.log(2), (batch.counts * entries).sum()]).double()
+    return torch.stack([gain.sum() / math.log(2), (batch.counts * entries).sum()]).cpu().double()

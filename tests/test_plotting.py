@@ -1,6 +1,7 @@
 """Every display draws what it was given, on axes it was given, without a screen."""
 
-import subprocess
+import importlib
+import re
 import sys
 
 import numpy as np
@@ -215,17 +216,13 @@ def test_errors(draw, message):
         draw()
 
 
-def test_matplotlib_is_only_needed_to_draw():
-    code = """
-import sys
-sys.modules["matplotlib"] = sys.modules["matplotlib.pyplot"] = None
-from sklearn_sae.plotting import LearningCurveDisplay
-display = LearningCurveDisplay([1.0])
-try:
-    display.plot()
-except ImportError as error:
-    assert 'pip install "sklearn_sae[plot]"' in str(error), error
-else:
-    raise SystemExit("drew without matplotlib")
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_matplotlib_is_only_needed_to_draw(monkeypatch):
+    for name in list(sys.modules):
+        if name.startswith("sklearn_sae.plotting"):
+            monkeypatch.delitem(sys.modules, name)
+    for name in ("matplotlib", "matplotlib.pyplot"):
+        monkeypatch.setitem(sys.modules, name, None)
+    afresh = importlib.import_module("sklearn_sae.plotting")
+    display = afresh.LearningCurveDisplay([1.0])
+    with pytest.raises(ImportError, match=re.escape('pip install "sklearn_sae[plot]"')):
+        display.plot()
