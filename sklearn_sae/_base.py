@@ -504,10 +504,14 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """Initial conditions ``(n_latents, n_trials)``."""
         if model.encoder is not None:
             return model.encoder(batch)
-        table = torch.from_numpy(self.training_initial_conditions_).to(batch.counts.device)
-        prior = Prior.from_samples(table)
+        table, prior = self._learned_initial_conditions(batch.counts.device)
         start = best_start(model, prior, batch, table.T)
         return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
+
+    def _learned_initial_conditions(self, device: torch.device) -> tuple[Tensor, Prior]:
+        """Those of the training trials, one per row, and the prior they make for others."""
+        table = torch.from_numpy(self.training_initial_conditions_).to(device)
+        return table, Prior.from_samples(table)
 
     def _per_bin(
         self, X: Any, compute: Callable[[SequentialAutoencoder, Tensor, Batch], Tensor]
@@ -530,8 +534,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 'does not give: this model was fitted with inference="amortized". Fit with '
                 'inference="semi-amortized".'
             )
-        table = torch.from_numpy(self.training_initial_conditions_)
-        prior = Prior.from_samples(table.to(check_device(self.device)))
+        _, prior = self._learned_initial_conditions(check_device(self.device))
         both = self._per_bin(
             X, lambda model, z0, batch: compute(model, prior, self.model_variance_, batch, z0)
         )

@@ -56,11 +56,7 @@ class Trials:
         self.is_list = not isinstance(data, np.ndarray)
         self.has_missing = has_missing
         self.n_neurons: int = data[0].shape[-1]
-        if isinstance(data, np.ndarray):
-            self.given_lengths = np.full(len(data), data.shape[1])
-        else:
-            self.given_lengths = np.array([len(trial) for trial in data])
-        self.n_bins = int(self.given_lengths.max())
+        self.n_bins: int = max(map(len, data)) if self.is_list else self.data.shape[1]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -126,7 +122,6 @@ class _Subset(Trials):
         self.whole, self.rows = whole, rows
         self.is_list, self.has_missing = whole.is_list, whole.has_missing
         self.n_neurons = whole.n_neurons
-        self.given_lengths = whole.given_lengths[rows]
         self.n_bins = whole.n_bins
 
     def __len__(self) -> int:

@@ -198,6 +198,9 @@ class NODESAE(BaseSAE):
         Mean count per bin of every neuron in ``fit``: the null model of ``score``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
+    model_variance_ : float
+        Variance of log-rates due to the model's own error, estimated from the training trials; only
+        if ``inference="semi-amortized"``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
         horizon.
@@ -463,6 +466,9 @@ class RNNSAE(BaseSAE):
         Mean count per bin of every neuron in ``fit``: the null model of ``score``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
+    model_variance_ : float
+        Variance of log-rates due to the model's own error, estimated from the training trials; only
+        if ``inference="semi-amortized"``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
         horizon.

@@ -182,7 +182,7 @@ def _chunks(data: np.ndarray | list[np.ndarray]) -> Iterator[np.ndarray]:
         yield data[start : start + n_trials]
 
 
-def check_latents(z: Any, n_latents: int, name: str, ndim: int | None = None) -> np.ndarray:
+def check_latents(z: Any, n_latents: int, name: str) -> np.ndarray:
     """States as float32 ``(..., n_latents)``."""
     if hasattr(z, "detach"):
         z = z.detach().cpu().numpy()
