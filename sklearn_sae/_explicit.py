@@ -19,6 +19,9 @@ from ._mlp import MLP
 
 __all__ = ["TABLEAUS", "compose", "explicit_step_with_jacobian", "rollout_mlp"]
 
+#: Numbers that a product of Jacobians may hold at a time.
+MOST_PRODUCTS = 1_000_000
+
 
 class Tableau(NamedTuple):
     """Butcher tableau: ``a[s]`` weighs the stages before stage ``s``, ``b`` all of them at last."""
@@ -57,7 +60,11 @@ def explicit_step_with_jacobian(
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Products of Jacobians ``(out, mid, n_trials)`` and ``(mid, in, n_trials)``."""
-    return (outer[:, :, None] * inner[None]).sum(1)
+    outer, inner = torch.broadcast_tensors(outer, inner)
+    # In pieces that stay in the cache: a product of all three sizes is large for many latents.
+    n_trials = max(1, MOST_PRODUCTS // len(inner) ** 3)
+    pieces = zip(outer.split(n_trials, dim=2), inner.split(n_trials, dim=2), strict=True)
+    return torch.cat([(a[:, :, None] * b[None]).sum(1) for a, b in pieces], dim=2)
 
 
 def rollout_mlp(
