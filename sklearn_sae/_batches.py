@@ -56,8 +56,8 @@ class Trials:
         self.is_list = not isinstance(data, np.ndarray)
         self.has_missing = has_missing
         self.n_neurons: int = data[0].shape[-1]
-        longest = max(map(len, data)) if self.is_list else self.data.shape[1]
-        self.n_bins = int(longest)
+        # An array's trials are all equally long.
+        self.n_bins: int = max(map(len, data))
 
     def __len__(self) -> int:
         return len(self.data)

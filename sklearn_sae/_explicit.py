@@ -60,10 +60,15 @@ def explicit_step_with_jacobian(
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Products of Jacobians ``(out, mid, n_trials)`` and ``(mid, in, n_trials)``."""
-    outer, inner = torch.broadcast_tensors(outer, inner)
+    (n_out, n_mid, _), n_in = outer.shape, inner.shape[1]
+    n_trials = max(outer.shape[2], inner.shape[2])
     # In pieces that stay in the cache: a product of all three sizes is large for many latents.
-    n_trials = max(1, MOST_PRODUCTS // len(inner) ** 3)
-    pieces = zip(outer.split(n_trials, dim=2), inner.split(n_trials, dim=2), strict=True)
+    size = max(1, MOST_PRODUCTS // (n_out * n_mid * n_in))
+    pieces = zip(
+        outer.expand(-1, -1, n_trials).split(size, dim=2),
+        inner.expand(-1, -1, n_trials).split(size, dim=2),
+        strict=True,
+    )
     return torch.cat([(a[:, :, None] * b[None]).sum(1) for a, b in pieces], dim=2)
 
 
