@@ -122,6 +122,17 @@ def test_far_points_are_flagged_not_dropped():
     assert found.distances[1] > 1 > found.distances[0]
 
 
+def test_a_region_without_motion_is_no_fixed_point():
+    # As in a saturated gate: nothing moves where x > 2.
+    def flow(z):
+        return torch.stack([-z[:, 0] * (z[:, 0] < 2), -z[:, 1] * (z[:, 0] < 2)], dim=1)
+
+    states = np.random.default_rng(0).normal(size=(300, 2))
+    found = find_fixed_points(flow, states, noise=1.0, random_state=0)
+    assert len(found) == 1
+    assert found.n_unsettled > 0
+
+
 def test_degenerate_jacobian():
     # A line of fixed points: Newton's matrix is singular on all of it.
     states = np.random.default_rng(0).normal(size=(100, 2))

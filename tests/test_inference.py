@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from sklearn_sae import _inference
-from sklearn_sae._batches import Trials
+from sklearn_sae._batches import Batch, Trials
 from sklearn_sae._dynamics import Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
 from sklearn_sae._inference import (
     Prior,
@@ -68,13 +68,13 @@ def make_problem(
 def batch_of(counts, dtype=torch.float64):
     trials = Trials(counts, has_missing=bool(np.isnan(counts).any()))
     batch = trials.batch(np.arange(len(counts)), CPU)
-    return _inference.Batch(batch.counts.to(dtype), batch.mask, batch.lengths, batch.rows)
+    return Batch(batch.counts.to(dtype), batch.mask, batch.lengths, batch.rows)
 
 
 def some(batch, chosen):
     mask = None if batch.mask is None else batch.mask[..., chosen]
     rows, lengths = batch.rows[chosen], batch.lengths[chosen]
-    return _inference.Batch(batch.counts[..., chosen], mask, lengths, rows)
+    return Batch(batch.counts[..., chosen], mask, lengths, rows)
 
 
 def log_posterior(model, prior, batch, z0):

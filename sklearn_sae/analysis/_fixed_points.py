@@ -16,6 +16,8 @@ __all__ = ["FixedPoints", "find_fixed_points"]
 
 #: Real parts below this share of the largest eigenvalue count as zero.
 NEUTRAL = 1e-7
+#: A velocity that changes by less than this share of the typical one over a radius is no point.
+FLAT = 1e-8
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,7 +65,7 @@ class FixedPoints:
     n_starts : int
         Starts in all.
     n_unsettled : int
-        Starts that reached no fixed or slow point.
+        Starts that reached no fixed or slow point, or a region where nothing moves at all.
     time_unit : {"bins", "s"}
         Of frequencies and time constants.
     """
@@ -227,6 +229,7 @@ def find_fixed_points(
     end = descend(space, starts, radius, tol * typical, max_iter)
     near = np.linalg.norm(end.points - states.mean(axis=0), axis=1) < 1e6 * radius
     kept = end.settled & near & (end.speeds <= max(tol, slow_tol) * typical)
+    kept[kept] = ~_standstill(space, end.points[kept], typical / radius)
     first, counts = _unique(end.points[kept], end.speeds[kept], unique_tol * radius)
     points, speeds = end.points[kept][first], end.speeds[kept][first]
     slow = speeds > tol * typical
@@ -291,6 +294,14 @@ def _kind(exponents: NDArray[np.complexfloating]) -> str:
     if (exponents.real < -size).all():
         return "stable spiral" if spirals else "stable node"
     return "neutral"
+
+
+def _standstill(space: StateSpace, points: Array, rate: float) -> NDArray[np.bool_]:
+    """Whether motion has stopped all around a point: far out, where a network saturates."""
+    if not len(points):
+        return np.zeros(0, dtype=bool)
+    slopes = np.linalg.norm(space.velocity_jacobian(points), axis=(1, 2))
+    return np.asarray(slopes < FLAT * rate)
 
 
 def _unique(points: Array, speeds: Array, tol: float) -> tuple[NDArray, NDArray]:
