@@ -35,8 +35,12 @@ def pca_start(
     """Start readout and initial conditions from a PCA of the log of the smoothed counts.
 
     Returns the readout's weight ``(n_neurons, n_latents + 1)`` and the initial conditions
-    ``(n_trials, n_latents)``. Latents beyond the number of neurons start at small random readouts
-    and at zero.
+    ``(n_trials, n_latents)``. Beyond the number of neurons there are no principal components: what
+    takes their place starts at a small random readout and at zero.
+
+    The latents are the components in their own proportions, turned at random. Scaled to one size
+    each, those that hold nothing but noise would start as large as the signal, and the dynamics
+    would keep them busy with what is not in the data; unturned, some latents would be theirs alone.
     """
     n_neurons = trials.n_neurons
     n_for_pca = max(1, MOST_VALUES_FOR_PCA // (trials.n_bins * n_neurons))
@@ -49,18 +53,21 @@ def pca_start(
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     order = np.argsort(variances)[::-1][:n_latents]
     n_found = len(order)
-    sizes = np.sqrt(np.maximum(variances[order], 1e-6)) / latent_scale
     directions = directions[:, order]
+    # Once turned, latents of ``latent_scale`` on average.
+    size = np.sqrt(max(variances[order].sum() / n_latents, 1e-6)) / latent_scale
+    turn = np.linalg.qr(rng.normal(size=(n_latents, n_latents)))[0]
 
     weight = rng.normal(scale=0.01, size=(n_neurons, n_latents + 1))
-    weight[:, :n_found] = directions * sizes
+    weight[:, :n_found] = directions * size
+    weight[:, :-1] = weight[:, :-1] @ turn
     weight[:, -1] = np.log(np.maximum(trials.mean_counts(), 1e-3))
     initial = np.zeros((len(trials), n_latents))
     first_bins = min(trials.n_bins, int(4 * SMOOTHING_BINS) + 1)
     for start in range(0, len(trials), n_for_pca):
         rows = np.arange(start, min(start + n_for_pca, len(trials)))
         first = np.nan_to_num(_log_smoothed(trials, rows, first_bins)[:, 0] - mean)
-        initial[rows, :n_found] = first @ directions / sizes
+        initial[rows] = first @ directions / size @ turn[:n_found]
     return torch.from_numpy(weight).float(), torch.from_numpy(initial).float()
 
 

@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 from sklearn_sae import NODESAE, RNNSAE, _base
 from sklearn_sae._dynamics import SOLVERS
+from sklearn_sae._inference import Prior
 
 
 @pytest.fixture
@@ -236,7 +237,10 @@ def test_tolerances_refine_an_adaptive_solver(turning):
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
 def test_adjoint_gradients_fit_the_same_model(node, spikes, solver):
-    node.set_params(solver=solver, max_epochs=3, rtol=1e-5, atol=1e-5, step_size=0.5)
+    # Both gradients are right up to the solver's error, so it has to be small; and SOAP's first
+    # steps, unlike Adam's, amplify what little they differ by.
+    node.set_params(solver=solver, rtol=1e-5, atol=1e-5, step_size=0.25)
+    node.set_params(max_epochs=3, optimizer="adam")
     plain = clone(node).fit(spikes)
     adjoint = clone(node).set_params(adjoint=True).fit(spikes)
     np.testing.assert_allclose(adjoint.loss_curve_, plain.loss_curve_, atol=1e-3)
@@ -262,12 +266,16 @@ def test_max_refine_iter(node, spikes):
     start = node.set_params(max_refine_iter=0).initial_conditions(spikes[18:])
     assert (start[:, np.newaxis] == bank).all(2).any(1).all()
 
-    def misfit(max_refine_iter):
-        rates = node.set_params(max_refine_iter=max_refine_iter).predict(spikes[18:])
-        return (rates - spikes[18:] * np.log(rates)).sum()
+    prior = Prior.from_samples(torch.from_numpy(bank))
 
-    start, once, often = (misfit(n) for n in (0, 1, 10))
-    assert often <= once < start
+    def log_posterior(max_refine_iter):
+        node.set_params(max_refine_iter=max_refine_iter)
+        rates = node.predict(spikes[18:])
+        z0 = torch.from_numpy(node.initial_conditions(spikes[18:]))
+        return (spikes[18:] * np.log(rates) - rates).sum() + float(prior.log_density(z0.T).sum())
+
+    start, once, often = (log_posterior(n) for n in (0, 1, 10))
+    assert often >= once > start
 
 
 @pytest.mark.parametrize("name", ["dropout", "coordinated_dropout", "initial_condition_dropout"])

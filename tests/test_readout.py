@@ -42,23 +42,31 @@ def test_the_subspace_of_noiseless_log_rates_is_found():
     np.testing.assert_allclose(found[:, 2], np.log(rates.mean((0, 1))), rtol=1e-5)
 
 
-def test_latents_come_in_order_of_their_variance():
+def test_principal_components_are_kept_whole():
     rates, _, _ = low_rank(n_latents=3)
-    gains = start(rates, 3)[0][:, :3].norm(dim=0)
-    assert (gains.diff() <= 0).all()
-    first, second = start(rates, 1)[0][:, 0], start(rates, 3)[0][:, 0]
-    torch.testing.assert_close(first, second)
+    one, three = start(rates, 1)[0][:, 0], start(rates, 3)[0][:, :3]
+    spans = np.rad2deg(subspace_angles(three.numpy(), one[:, np.newaxis].numpy()))
+    assert spans.max() < 0.1
 
 
 @pytest.mark.parametrize("latent_scale", [1.0, 0.5])
-def test_latents_have_the_scale_asked_for(latent_scale):
+def test_latents_have_the_scale_asked_for_on_average(latent_scale):
     # Of many trials that start anywhere on their orbits, the first bin is as spread as any other.
     rates, _, _ = low_rank(n_trials=400)
     weight, z0 = start(rates, 2, latent_scale)
     assert z0.shape == (400, 2)
-    np.testing.assert_allclose(z0.std(0), latent_scale, rtol=0.15)
+    np.testing.assert_allclose(z0.pow(2).mean().sqrt(), latent_scale, rtol=0.15)
     np.testing.assert_allclose(z0.mean(0), 0, atol=0.15 * latent_scale)
     assert weight.dtype == z0.dtype == torch.float32
+
+
+def test_latents_beyond_the_signal_do_not_start_as_noise():
+    rates, _, _ = low_rank(n_trials=200, rate=4.0)
+    _, z0 = start(np.random.default_rng(1).poisson(rates), 8)
+    # Two directions of signal, and little in the six others; yet no latent is without signal.
+    spread = np.linalg.eigvalsh(np.cov(z0.numpy().T))[::-1]
+    assert spread[2] < 0.3 * spread[1]
+    assert z0.std(0).min() > 0.2
 
 
 def test_initial_conditions_give_the_first_bins_rates():
@@ -112,11 +120,9 @@ def test_more_latents_than_neurons(n_neurons):
     assert weight.shape == (n_neurons, 6)
     assert z0.shape == (30, 5)
     assert weight.isfinite().all()
-    assert torch.equal(z0[:, n_neurons:], torch.zeros(30, 5 - n_neurons))
-    # Not zero, or these latents would never receive a gradient.
-    extra = weight[:, n_neurons:5]
-    assert 0 < extra.abs().min()
-    assert extra.abs().max() < 0.1
+    assert np.linalg.matrix_rank(z0.numpy(), tol=1e-4) == n_neurons
+    # Every latent is read out, or it would never receive a gradient.
+    assert weight[:, :5].norm(dim=0).min() > 0
 
 
 @pytest.mark.parametrize(
@@ -150,8 +156,9 @@ def test_a_large_recording_is_sampled(monkeypatch):
     found, z0 = pca_start(whole, 2, 1.0, np.random.default_rng(0))
     assert read[0] == 70
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
-    signs = torch.sign((found * expected).sum(0))[:2]
-    torch.testing.assert_close(z0 * signs, z0_expected, rtol=0, atol=0.4)
+    # A principal component's sign is arbitrary, so compare what is read out.
+    ours, all_trials = Readout(found)(z0.T), Readout(expected)(z0_expected.T)
+    torch.testing.assert_close(ours, all_trials, rtol=0, atol=0.3)
 
 
 def test_a_neuron_missing_from_the_whole_sample_is_no_cause_for_a_warning(monkeypatch):
