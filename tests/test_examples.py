@@ -47,6 +47,13 @@ def test_quickstart(tmp_path):
     assert (tmp_path / "quickstart.png").read_bytes().startswith(PNG)
 
 
+def test_plot_fixed_points(tmp_path):
+    out = succeed("plot_fixed_points.py", cwd=tmp_path)
+    # The true Lorenz system's largest exponent is about 0.9, even from runs as short as these.
+    assert 0.5 < number("true", out.split("Lyapunov exponents")[1]) < 1.5
+    assert (tmp_path / "plot_fixed_points.png").read_bytes().startswith(PNG)
+
+
 @pytest.mark.parametrize("key", ["labels", "target", None])
 def test_real_recording(tmp_path, key):
     rng = np.random.default_rng(0)
@@ -89,7 +96,7 @@ def test_code_in_readme():
     assert len(blocks) >= 4
     code = "\n".join(blocks)
     # The same calls with tiny fits in one process, for time.
-    code = code.replace("random_state=0", "random_state=0, max_epochs=2")
+    code = re.sub(r"(SAE\([^)]*random_state=0)", r"\1, max_epochs=2", code)
     code = code.replace("n_jobs=2", "n_jobs=1")
     rng = np.random.default_rng(0)
     names = {
