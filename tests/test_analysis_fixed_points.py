@@ -41,6 +41,9 @@ def test_true_systems(system):
             found.eigenvectors[i] * found.eigenvalues[i]
         )
         assert np.abs(residual).max() < 1e-6
+        # Of a real matrix: real eigenvalues are real, the others conjugate pairs, to the last bit.
+        mirrored = np.sort_complex(found.eigenvalues[i].conj())
+        np.testing.assert_array_equal(np.sort_complex(found.eigenvalues[i]), mirrored)
     assert found.counts.sum() == found.n_starts - found.n_unsettled
 
 

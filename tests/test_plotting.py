@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 
 from sklearn_sae import NODESAE  # noqa: E402
 from sklearn_sae.analysis import find_fixed_points  # noqa: E402
-from sklearn_sae.datasets import Lorenz  # noqa: E402
+from sklearn_sae.datasets import Arneodo, Lorenz  # noqa: E402
 from sklearn_sae.plotting import (  # noqa: E402
     EigenvalueDisplay,
     FixedPointDisplay,
@@ -109,6 +109,13 @@ def test_unstable_direction_is_along_the_eigenvector(lorenz):
     np.testing.assert_allclose(
         jacobian @ direction, origin.eigenvalues[0, 0].real * direction, rtol=1e-6, atol=1e-6
     )
+
+
+def test_every_growing_mode_is_drawn():
+    # One growing direction at the origin, where the other two modes are a decaying spiral.
+    found = find_fixed_points(Arneodo(), Arneodo().trajectory(600), random_state=0)
+    display = FixedPointDisplay(found).plot(dimensions=(0, 2))
+    assert sorted(len(line.get_xdata()) for line in display.directions_) == [2, 60, 60]
 
 
 def test_fixed_points_of_an_estimator(est, tmp_path):

@@ -255,7 +255,8 @@ def _describe(
     space: StateSpace, points: Array, speeds: Array, bin_size: float | None, **known: Any
 ) -> FixedPoints:
     jacobians = space.jacobian(points) if len(points) else np.empty((0, *points.shape[1:] * 2))
-    eigenvalues, eigenvectors = np.linalg.eig(jacobians.astype(complex))
+    # Of real matrices: complex ones would get pairs and real eigenvalues only nearly right.
+    eigenvalues, eigenvectors = (np.asarray(x, complex) for x in np.linalg.eig(jacobians))
     exponents = space.exponents(eigenvalues)
     # Rounded, so that a conjugate pair is in the order of its imaginary parts.
     growth = np.round(exponents.real, 12)

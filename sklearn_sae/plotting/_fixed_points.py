@@ -160,10 +160,10 @@ class FixedPointDisplay:
         length = 0.35 * shown.radius
         colour = KIND_COLOURS[str(shown.kinds[i]).split()[0]]
         for k in np.flatnonzero(shown.exponents[i].real > 0):
-            vector = shown.eigenvectors[i, :, k]
-            if shown.exponents[i, k].imag < 0:
+            vector, turn = shown.eigenvectors[i, :, k], shown.eigenvalues[i, k].imag
+            if turn < 0:
                 continue  # the other one of a pair
-            if abs(shown.exponents[i, k].imag) > 1e-9:
+            if turn > 0:
                 # A pair of eigenvectors spans a plane; its ellipse is one turn of the motion.
                 angle = np.linspace(0, 2 * np.pi, 60)[:, None]
                 path = (np.exp(1j * angle) * vector).real
