@@ -88,6 +88,12 @@ def test_state_r2_on_trials_not_fitted(rng):
     affine = LinearRegression().fit(true[train].reshape(-1, 2), inferred[train].reshape(-1, 3))
     expected = affine.score(true[rest].reshape(-1, 2), inferred[rest].reshape(-1, 3))
     assert state_r2(true, inferred, train=train) == pytest.approx(expected)
+    # As in the Computation-through-Dynamics Benchmark
+    target = inferred[rest].reshape(-1, 3)
+    error = ((target - affine.predict(true[rest].reshape(-1, 2))) ** 2).sum()
+    weighted = state_r2(true, inferred, train=train, multioutput="variance_weighted")
+    assert weighted == pytest.approx(1 - error / ((target - target.mean(0)) ** 2).sum())
+    assert weighted != pytest.approx(expected)
     mask = np.isin(np.arange(10), train)
     assert state_r2(list(true), list(inferred), train=mask) == pytest.approx(expected)
 
@@ -107,6 +113,7 @@ def test_state_r2_sees_through_affine_maps_of_the_truth(seed):
     ("kwargs", "match"),
     [
         (dict(direction="both"), "direction must be"),
+        (dict(multioutput="raw_values"), "multioutput must be"),
         (dict(train=[]), "train must leave"),
         (dict(train=[0, 1, 2]), "train must leave"),
     ],
@@ -183,6 +190,10 @@ def test_psth_r2_condition_by_condition(rng):
         for x in (spikes, rates)
     )
     assert psth_r2(rates, spikes, conditions) == pytest.approx(r2_score(true, pred))
+    # A neuron that was never observed
+    spikes[..., 1] = np.nan
+    seen = r2_score(true[:, [0, 2]], pred[:, [0, 2]])
+    assert psth_r2(rates, spikes, conditions) == pytest.approx(seen)
 
 
 def test_psth_r2_errors(rng):
@@ -191,6 +202,8 @@ def test_psth_r2_errors(rng):
         psth_r2(x, x[0])
     with pytest.raises(ValueError, match="conditions must have one label for each of 3"):
         psth_r2(x, x, [0, 1])
+    with pytest.raises(ValueError, match="spikes holds only NaN"):
+        psth_r2(x, np.full_like(x, np.nan))
 
 
 # --- attractors ----------------------------------------------------------------------------------
@@ -225,6 +238,9 @@ def test_divergence_by_gaussian_mixtures(rng):
     got = state_space_divergence(x, y, n_samples=50, random_state=3)
     assert got == pytest.approx(expected)
     assert state_space_divergence(x, x) == 0
+    # Many points, which are taken in parts: the same points once more change nothing
+    often = np.tile(y, (10_000, 1))
+    assert state_space_divergence(x, often, n_samples=50, random_state=3) == pytest.approx(expected)
 
 
 @given(seeds, st.integers(1, 4), st.sampled_from(["bins", "gmm"]))

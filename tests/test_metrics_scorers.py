@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LinearRegression
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
@@ -123,6 +123,8 @@ def test_usable_as_scoring(spiking, scorer):
     assert np.all(np.isfinite(scores))
     pipeline = make_pipeline(FunctionTransformer(), Known()).fit(spikes)
     assert scorer(pipeline, spikes) == pytest.approx(0, abs=1e-12)
+    search = GridSearchCV(pipeline, {"known__rates": [None]}, scoring=scorer, cv=2).fit(spikes)
+    assert scorer(search, spikes) == pytest.approx(0, abs=1e-12)
 
 
 def test_scorer_errors(spiking):
@@ -160,5 +162,17 @@ def test_cycle_consistency(rng):
     noisy = cycle_consistency(estimator, None, noise=0.1)
     assert noisy < 0.5
     assert noisy == cycle_consistency(estimator, None, noise=0.1)
+
+
+def test_cycle_consistency_noise_is_in_units_of_each_log_rate(rng):
+    # One neuron for each latent: every log-rate has its own scale, and noise of a tenth of it
+    # leaves a hundredth of every latent's variance unexplained.
+    estimator = Known(readout=np.diag([1e-2, 1.0, 4.0]))
+    estimator.latents = rng.normal(size=(20, 500, 3))
+    assert cycle_consistency(estimator, None, noise=0.1) == pytest.approx(0.99, abs=1e-3)
+
+
+def test_cycle_consistency_errors():
+    estimator = Known(readout=np.eye(3))
     with pytest.raises(ValueError, match="noise must be"):
         cycle_consistency(estimator, None, noise=-1)

@@ -49,24 +49,33 @@ def rate_r2(true: Any, pred: Any) -> float:
 
 
 def state_r2(
-    true: Any, inferred: Any, *, direction: str = "true->inferred", train: ArrayLike | None = None
+    true: Any,
+    inferred: Any,
+    *,
+    direction: str = "true->inferred",
+    train: ArrayLike | None = None,
+    multioutput: str = "uniform_average",
 ) -> float:
     """Coefficient of determination of an affine map between true and inferred latents.
 
     The map is fitted by least squares over all bins of all trials; R2 is the mean over the
     dimensions predicted. "true->inferred" asks whether everything in the inferred latents is in the
-    true ones: latents invented by the model lower it [1]_. "inferred->true" asks whether
-    everything true was found. Nothing but the number of dimensions bounds how well an in-sample
-    fit can do; ``train`` scores the map on trials that it was not fitted to [2]_.
+    true ones: latents invented by the model lower it. "inferred->true" asks whether everything true
+    was found. The defaults are the paper's [1]_. A map of many dimensions fits by chance;
+    ``train`` scores it on trials that it was not fitted to. The Computation-through-Dynamics
+    Benchmark does so and weighs dimensions by their variance [2]_: give ``train`` and
+    ``multioutput="variance_weighted"`` to follow it.
 
     Parameters
     ----------
     true, inferred : trials of latents
         With as many trials and bins; dimensions may differ.
     direction : {"true->inferred", "inferred->true"}, default="true->inferred"
-        From which latents the others are predicted. The default is the paper's.
+        From which latents the others are predicted.
     train : array-like of int or bool, default=None
         Trials that the map is fitted to; the others are scored. None fits and scores all.
+    multioutput : {"uniform_average", "variance_weighted"}, default="uniform_average"
+        How the dimensions predicted are averaged: all alike, or by their variance.
 
     Returns
     -------
@@ -76,14 +85,16 @@ def state_r2(
     Raises
     ------
     ValueError
-        If trials do not match, ``direction`` is unknown, or ``train`` leaves nothing to fit or to
-        score.
+        If trials do not match, ``direction`` or ``multioutput`` is unknown, or ``train`` leaves
+        nothing to fit or to score.
 
     References
     ----------
     .. [1] Sedler, A. R., Versteeg, C. & Pandarinath, C. (2023), as in `rate_r2`.
     .. [2] Versteeg, C. et al. (2025). Computation-through-Dynamics Benchmark: simulated datasets
        and quality metrics for dynamical models of neural activity. bioRxiv 2025.02.07.637062.
+       ``get_signal_r2_linear`` in
+       https://github.com/snel-repo/ComputationThroughDynamicsToolkit
 
     Examples
     --------
@@ -96,6 +107,10 @@ def state_r2(
     if direction not in ("true->inferred", "inferred->true"):
         raise ValueError(
             f'direction must be "true->inferred" or "inferred->true", got {direction!r}.'
+        )
+    if multioutput not in ("uniform_average", "variance_weighted"):
+        raise ValueError(
+            f'multioutput must be "uniform_average" or "variance_weighted", got {multioutput!r}.'
         )
     trials = as_trials("true", true), as_trials("inferred", inferred)
     if [len(z) for z in trials[0]] != [len(z) for z in trials[1]]:
@@ -113,7 +128,8 @@ def state_r2(
                 f"{len(source)}. Give some of the trials, or None."
             )
     affine = LinearRegression().fit(rows(source, fitted), rows(target, fitted))
-    return float(r2_score(rows(target, scored), affine.predict(rows(source, scored))))
+    predicted = affine.predict(rows(source, scored))
+    return float(r2_score(rows(target, scored), predicted, multioutput=multioutput))
 
 
 def bits_per_spike(rates: Any, spikes: Any, null_rates: ArrayLike | None = None) -> float:
@@ -146,8 +162,9 @@ def bits_per_spike(rates: Any, spikes: Any, null_rates: ArrayLike | None = None)
 
     References
     ----------
-    .. [1] Pei, F. et al. (2021). Neural Latents Benchmark '21: evaluating latent variable models of
-       neural population activity. NeurIPS Datasets and Benchmarks. arXiv:2109.04463.
+    .. [1] Pei, F., Ye, J., Zoltowski, D. et al. (2021). Neural Latents Benchmark '21: evaluating
+       latent variable models of neural population activity. NeurIPS Datasets and Benchmarks.
+       arXiv:2109.04463.
 
     Examples
     --------
@@ -175,7 +192,8 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
     The peri-stimulus time histogram (PSTH) of a neuron in a condition is its mean count in each
     bin over the trials of that condition. R2 is taken over the bins of all conditions, then the
     mean over neurons [1]_. The benchmark smooths its PSTHs first; smooth ``spikes`` in
-    the same way to follow it.
+    the same way to follow it. Bins that no trial of a condition has are left out, and so are
+    neurons that were not observed at all.
 
     Parameters
     ----------
@@ -194,7 +212,8 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
     Raises
     ------
     ValueError
-        If shapes do not match. Trials of unequal length cannot be averaged.
+        If shapes do not match, or nothing was observed. Trials of unequal length cannot be
+        averaged.
 
     References
     ----------
@@ -228,9 +247,11 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
         / np.maximum(count, 1)
         for x in (spikes, rates)
     )
-    # Bins that no trial of a condition has are left out.
+    if not count.any():
+        raise ValueError("spikes holds only NaN: nothing was observed to compare rates with.")
     per_neuron = [
-        r2_score(true[count[:, i] > 0, i], pred[count[:, i] > 0, i]) for i in range(true.shape[1])
+        r2_score(true[count[:, i] > 0, i], pred[count[:, i] > 0, i])
+        for i in np.flatnonzero(count.any(axis=0))
     ]
     return float(np.mean(per_neuron))
 

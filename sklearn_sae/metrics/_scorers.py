@@ -18,12 +18,13 @@ def co_smoothing_score(
     """Bits per spike on neurons that the estimator was not shown.
 
     The same neurons are hidden (set to NaN) in all trials, predicted from the others, and compared
-    with constant rates, ``estimator.null_rates_`` [1]_.
+    with constant rates, ``estimator.null_rates_`` [1]_. (The benchmark takes the constant rates
+    from the hidden spikes themselves, and so gives slightly less.)
 
     Parameters
     ----------
     estimator : fitted estimator
-        With ``predict`` and ``null_rates_``; or a pipeline that ends in one.
+        With ``predict`` and ``null_rates_``; or a pipeline that ends in one, or a search over one.
     X : trials of counts
         NaN is an entry not observed, and not scored.
     y : None
@@ -70,12 +71,13 @@ def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: A
     """Bits per spike on the last bins of each trial, which the estimator was not shown.
 
     The last ``n_bins`` bins of each trial are hidden (set to NaN) for all neurons, predicted from
-    those before, and compared with constant rates, ``estimator.null_rates_`` [1]_.
+    those before, and compared with constant rates, ``estimator.null_rates_`` [1]_; see
+    `co_smoothing_score`.
 
     Parameters
     ----------
     estimator : fitted estimator
-        With ``predict`` and ``null_rates_``; or a pipeline that ends in one.
+        With ``predict`` and ``null_rates_``; or a pipeline that ends in one, or a search over one.
     X : trials of counts
         NaN is an entry not observed. A trial ends with its last bin that has anything observed.
     y : None
@@ -129,10 +131,9 @@ def cycle_consistency(
     squares. The score is its R2, in which dimensions weigh by their variance. Latent activity that
     the readout does not show to the neurons lowers it: activity that the data cannot have asked
     for [1]_. With a linear readout and no ``noise`` only what the readout loses altogether can
-    lower it, as when there are more latents than neurons; noise on the log-rates, as in the
-    Computation-through-Dynamics Benchmark [2]_, makes what it shows faintly count as well. (Both
-    papers fit a small network for the way back, where a readout is nonlinear; the readouts here
-    are linear.)
+    lower it, as when there are more latents than neurons; noise on the log-rates makes what it
+    shows faintly count as well [2]_. (Readouts may be nonlinear there, and the way back is a small
+    network; they are linear here.)
 
     Parameters
     ----------
@@ -143,7 +144,8 @@ def cycle_consistency(
     y : None
         Ignored.
     noise : float, default=0.0
-        Standard deviation of Gaussian noise that is added to the log-rates after the fit.
+        Standard deviation of Gaussian noise that is added to the log-rates after the fit, as a
+        share of the standard deviation of each neuron's log-rate.
     random_state : int, RandomState or None, default=0
         Draws the noise.
 
@@ -161,8 +163,9 @@ def cycle_consistency(
     ----------
     .. [1] Versteeg, C., Sedler, A. R., McCart, J. D. & Pandarinath, C. (2023). Expressive dynamics
        models with nonlinear injective readouts enable reliable recovery of latent features from
-       neural activity. arXiv:2309.06402.
-    .. [2] Versteeg, C. et al. (2025), as in `state_r2`.
+       neural activity. NeurIPS Workshop on Symmetry and Geometry in Neural Representations,
+       PMLR 228. arXiv:2309.06402.
+    .. [2] Versteeg, C. et al. (2025), as in `state_r2`; ``compute_nl_cycle_consistency``.
 
     Examples
     --------
@@ -176,7 +179,8 @@ def cycle_consistency(
     states = rows(as_trials("latents", latents))
     log_rates = np.log(np.maximum(rates, 1e-9))
     back = LinearRegression().fit(log_rates, states)
-    noisy = log_rates + noise * check_random_state(random_state).normal(size=log_rates.shape)
+    draws = check_random_state(random_state).normal(size=log_rates.shape)
+    noisy = log_rates + noise * log_rates.std(axis=0) * draws
     return float(r2_score(states, back.predict(noisy), multioutput="variance_weighted"))
 
 
@@ -188,5 +192,6 @@ def _hidden_bits_per_spike(
     hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, masks, strict=True)]
     # An array stays one array: a pipeline's transformers may take nothing else.
     rates = estimator.predict(shown if isinstance(X, list | tuple) else np.stack(shown))
-    last = estimator[-1] if hasattr(estimator, "steps") else estimator
+    best = getattr(estimator, "best_estimator_", estimator)
+    last = best[-1] if hasattr(best, "steps") else best
     return bits_per_spike(rates, hidden, last.null_rates_)
