@@ -333,7 +333,11 @@ def test_systems_that_look_like_dysts():
 
 @pytest.mark.parametrize(
     ("extra", "match"),
-    [({"delay": True}, "has a delay"), ({"_postprocessing": 1}, "without bound")],
+    [
+        ({"delay": True}, "has a delay"),
+        ({"_postprocessing": 1}, "without bound"),
+        ({"rhs": lambda self, z, t: [z[1], np.cos(t) - z[0]]}, "depend on time"),
+    ],
 )
 def test_dysts_systems_that_do_not_work(extra, match):
     system = type("Odd", (LikeDysts,), extra)()

@@ -22,7 +22,7 @@ class MackeyGlass(System):
     Parameters
     ----------
     beta, gamma, n, tau : float
-        Defaults 2, 1, 9.65 and 2. The period is 7.43264.
+        Defaults 2, 1, 9.65 and 2. The period is 7.43264. (dysts has had others since the paper.)
     n_delays : int, default=10
         Number of delayed coordinates.
     delay : float, default=9 * 7.43264 / 35

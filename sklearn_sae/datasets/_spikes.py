@@ -80,7 +80,7 @@ def make_chaotic_spikes(
     ------
     ValueError
         If a name, a number or ``trials`` is not one of those allowed, or a dysts system has a
-        delay or unbounded variables.
+        delay, unbounded variables, or equations that depend on time.
     TypeError
         If ``system`` is none of the things it may be.
     RuntimeError
@@ -208,6 +208,12 @@ def _from_dysts(system: Any) -> CustomSystem:
         )
     start = np.asarray(system.ic, dtype=float)
     start = start[0] if start.ndim == 2 else start
+    now, later = (np.asarray(system.rhs(start, t)) for t in (0.0, system.period / 3))
+    if not np.allclose(now, later):
+        raise ValueError(
+            f"The equations of the dysts system {name} depend on time, and a state alone does not "
+            "decide what follows. Choose another, or make time a state variable of a CustomSystem."
+        )
     # dysts stores states that lie on the attractor.
     return CustomSystem(
         lambda z: np.asarray(system.rhs(z, 0.0)), start, period=system.period, burn_in=0.0
