@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_sae import NODESAE
+from sklearn_sae.model_selection import smallest_within_one_standard_error
 
 # Okabe and Ito's palette; its yellow is darkened to show on white.
 COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#B8A800", "#0072B2", "#D55E00", "#CC79A7"]
@@ -68,22 +69,10 @@ def load(path, key):
         return file["spikes"], file[key] if key in file else None
 
 
-def smallest_within_one_standard_error(results):
-    """Index of the smallest n_latents that scores like the best, for GridSearchCV's `refit`."""
-    mean, error = mean_and_error(results)
-    good = mean >= mean.max() - error[mean.argmax()]
-    n_latents = np.array(results["param_n_latents"], dtype=float)
-    return int(np.where(good, n_latents, np.inf).argmin())
-
-
-def mean_and_error(results):
-    n_folds = sum(key.startswith("split") for key in results)
-    return results["mean_test_score"], results["std_test_score"] / np.sqrt(n_folds - 1)
-
-
 def print_search(search):
     print("n_latents   bits per spike   standard error")
-    mean, error = mean_and_error(search.cv_results_)
+    mean = search.cv_results_["mean_test_score"]
+    error = search.cv_results_["std_test_score"] / np.sqrt(search.n_splits_ - 1)
     for index, n_latents in enumerate(search.cv_results_["param_n_latents"]):
         chosen = "   <- chosen" if index == search.best_index_ else ""
         print(f"{n_latents:9d}   {mean[index]:14.4f}   {error[index]:14.4f}{chosen}")

@@ -19,6 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_sae import NODESAE
+from sklearn_sae.model_selection import smallest_within_one_standard_error
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -93,6 +94,70 @@ def test_grid_search_over_n_latents(node, spikes):
     assert two > one + 0.05
     assert search.best_params_ == {"n_latents": 2}
     assert search.score(spikes) == search.best_estimator_.score(spikes)
+
+
+def results(n_latents, scores, **others):
+    """What a search reports of the scores (n_candidates, n_splits)."""
+    scores = np.array(scores)
+    return {
+        "param_sae__n_latents": np.ma.array(n_latents),
+        "mean_test_score": scores.mean(axis=1),
+        "std_test_score": scores.std(axis=1),
+        **{f"split{i}_test_score": column for i, column in enumerate(scores.T)},
+        **others,
+    }
+
+
+def test_one_standard_error_by_hand():
+    scores = np.array([[0.40, 0.42, 0.41], [0.50, 0.52, 0.54], [0.51, 0.53, 0.58], [0.4, 0.5, 0.6]])
+    of_best = scores[2].std(ddof=1) / np.sqrt(3)
+    assert scores[0].mean() < scores[2].mean() - of_best < scores[1].mean()
+    assert smallest_within_one_standard_error(results([2, 3, 8, 5], scores)) == 1
+    # Where the best is certain of itself, the next best is not good enough.
+    scores[2] = scores[2].mean()
+    assert smallest_within_one_standard_error(results([2, 3, 8, 5], scores)) == 2
+
+
+def test_one_standard_error_takes_the_best_of_one_size_and_no_nan():
+    scores = [[np.nan, 0.9], [0.50, 0.52], [0.51, 0.53], [0.50, 0.54]]
+    assert smallest_within_one_standard_error(results([1, 3, 3, 8], scores)) == 2
+
+
+def test_one_standard_error_counts_the_splits_of_the_test_scores_alone():
+    # With two splits the standard error is 0.02; taken for four, it would not reach 0.495.
+    scores = [[0.494, 0.496], [0.49, 0.53]]
+    train = {f"split{i}_train_score": np.ones(2) for i in range(2)}
+    assert smallest_within_one_standard_error(results([2, 3], scores, **train)) == 0
+
+
+def test_one_standard_error_of_a_single_split_is_none():
+    assert smallest_within_one_standard_error(results([2, 3], [[0.5], [0.51]])) == 1
+
+
+def test_one_standard_error_refits_its_choice(node, spikes):
+    search = GridSearchCV(
+        make_pipeline(FunctionTransformer(), node.set_params(max_epochs=3)),
+        {"nodesae__n_latents": [2, 1]},
+        cv=3,
+        refit=smallest_within_one_standard_error,
+        return_train_score=True,
+    ).fit(spikes)
+    chosen = smallest_within_one_standard_error(search.cv_results_)
+    assert search.best_index_ == chosen
+    assert search.best_estimator_[-1].n_latents == [2, 1][chosen]
+
+
+@pytest.mark.parametrize(
+    ("cv_results", "match"),
+    [
+        ({"param_alpha": [1], "mean_test_score": [1.0]}, r"parameters \['alpha'\]"),
+        ({"param_n_latents": [1], "mean_test_rate": [1.0]}, "no mean_test_score"),
+        (results([1, 2], [[np.nan], [np.nan]]), "every mean_test_score is NaN"),
+    ],
+)
+def test_one_standard_error_names_what_is_wrong(cv_results, match):
+    with pytest.raises(ValueError, match=match):
+        smallest_within_one_standard_error(cv_results)
 
 
 def test_grid_search_in_two_processes(node, recording):

@@ -200,6 +200,12 @@ def test_latent_dimension(tmp_path):
     assert display.chosen_.get_ydata()[0] == 0.5
     # Standard error: 0.02 / sqrt(3 - 1).
     assert display.threshold_.get_ydata()[0] == pytest.approx(0.51 - 0.02 / np.sqrt(2))
+    points = display.errorbar_.lines[0]
+    np.testing.assert_array_equal(points.get_xdata(), [2, 3, 8])
+    np.testing.assert_array_equal(points.get_ydata(), [0.2, 0.5, 0.51])
+    assert display.ax_.get_ylabel() == "score (bits per spike)"
+    accuracy = LatentDimensionDisplay(results, score_name="accuracy").plot()
+    assert accuracy.ax_.get_ylabel() == "accuracy"
 
 
 @pytest.mark.parametrize(

@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 
+from ..model_selection import candidate_scores, smallest_within_one_standard_error
 from ._style import COLOURS, QUIET, finish, new_axes
+
+SCORE_NAME = "score (bits per spike)"
 
 
 class LatentDimensionDisplay:
     """Score against ``n_latents``, with the choice of the one-standard-error rule marked.
 
-    The rule takes the smallest ``n_latents`` whose mean score is within one standard error of the
-    best: more latents may not be better by more than chance [1]_.
+    The rule is that of `smallest_within_one_standard_error`: the smallest ``n_latents`` whose mean
+    score is within one standard error of the best.
 
     Parameters
     ----------
     cv_results : dict
         ``cv_results_`` of a fitted search over ``n_latents``, by itself or in a pipeline
         (``"nodesae__n_latents"``). Of several candidates with one ``n_latents``, the best counts.
+    score_name : str, default="score (bits per spike)"
+        Label of the scores. The default is the estimators' own score.
 
     Attributes
     ----------
@@ -34,11 +39,6 @@ class LatentDimensionDisplay:
     n_latents_ : int
         The choice.
 
-    References
-    ----------
-    .. [1] Breiman, L., Friedman, J., Olshen, R. & Stone, C. (1984). Classification and Regression
-       Trees, section 3.4.3.
-
     Examples
     --------
     >>> from sklearn_sae.plotting import LatentDimensionDisplay
@@ -51,17 +51,22 @@ class LatentDimensionDisplay:
     2
     """
 
-    def __init__(self, cv_results: dict) -> None:
+    def __init__(self, cv_results: dict, *, score_name: str = SCORE_NAME) -> None:
         self.cv_results = cv_results
+        self.score_name = score_name
 
     @classmethod
-    def from_estimator(cls, search: Any, *, ax: Any = None) -> LatentDimensionDisplay:
+    def from_estimator(
+        cls, search: Any, *, score_name: str = SCORE_NAME, ax: Any = None
+    ) -> LatentDimensionDisplay:
         """Draw what a fitted search over ``n_latents`` found.
 
         Parameters
         ----------
         search : GridSearchCV or another search with ``cv_results_``
             Fitted.
+        score_name : str, default="score (bits per spike)"
+            Label of the scores.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
 
@@ -70,7 +75,7 @@ class LatentDimensionDisplay:
         LatentDimensionDisplay
             With the artists.
         """
-        return cls(search.cv_results_).plot(ax=ax)
+        return cls(search.cv_results_, score_name=score_name).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> LatentDimensionDisplay:
         """Draw on ``ax``, or in a new figure.
@@ -80,22 +85,36 @@ class LatentDimensionDisplay:
         LatentDimensionDisplay
             With the artists.
         """
-        n_latents, mean, error = self._summary()
-        best = int(mean.argmax())
-        threshold = mean[best] - error[best]
-        self.n_latents_ = int(n_latents[mean >= threshold].min())
-        at = int(np.flatnonzero(n_latents == self.n_latents_)[0])
+        tried, mean, error = candidate_scores(self.cv_results)
+        chosen = smallest_within_one_standard_error(self.cv_results)
+        self.n_latents_ = int(tried[chosen])
+        best = int(np.nanargmax(mean))
         self.ax_ = new_axes(type(self).__name__, ax, size=(6.0, 4.0))
         self.figure_ = self.ax_.figure
         self.threshold_ = self.ax_.axhline(
-            threshold, color=QUIET, ls=":", lw=1.8, label="best less one standard error"
+            mean[best] - error[best],
+            color=QUIET,
+            ls=":",
+            lw=1.8,
+            label="best less one standard error",
         )
+        # The best candidate with each n_latents, those without a score left out.
+        by_score = np.argsort(-mean)[: np.isfinite(mean).sum()]
+        n_latents, first = np.unique(tried[by_score], return_index=True)
+        shown = by_score[first]
         self.errorbar_ = self.ax_.errorbar(
-            n_latents, mean, error, fmt="o-", color=COLOURS[0], capsize=4, lw=1.8, ms=6
+            n_latents,
+            mean[shown],
+            error[shown],
+            fmt="o-",
+            color=COLOURS[0],
+            capsize=4,
+            lw=1.8,
+            ms=6,
         )
         (self.chosen_,) = self.ax_.plot(
             self.n_latents_,
-            mean[at],
+            mean[chosen],
             "o",
             mfc="none",
             mec=COLOURS[1],
@@ -104,26 +123,11 @@ class LatentDimensionDisplay:
             ls="none",
             label=f"choice: {self.n_latents_}",
         )
-        self.ax_.set_xticks(n_latents)
-        self.ax_.set(xlabel="n_latents", ylabel="score (bits per spike)")
-        self.ax_.legend(frameon=False, fontsize=11, loc="lower right")
+        # Searches double rather than count, and small numbers would run into each other.
+        self.ax_.set_xscale("log")
+        self.ax_.set_xticks(n_latents, n_latents)
+        self.ax_.minorticks_off()
+        self.ax_.set(xlabel="n_latents", ylabel=self.score_name)
+        self.ax_.legend(frameon=False, fontsize=11, loc="best")
         finish(self.ax_)
         return self
-
-    def _summary(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sorted ``n_latents``, and the best candidate's mean score and standard error."""
-        results = self.cv_results
-        names = [key for key in results if key.endswith("n_latents") and key.startswith("param_")]
-        if len(names) != 1 or "mean_test_score" not in results:
-            raise ValueError(
-                "cv_results must come from a search over n_latents with one score; it has the "
-                f"parameters {[key[6:] for key in results if key.startswith('param_')]}."
-            )
-        n_splits = sum(key.startswith("split") and key.endswith("_test_score") for key in results)
-        tried = np.asarray(results[names[0]], dtype=int)
-        mean = np.asarray(results["mean_test_score"], dtype=float)
-        # The standard deviation that searches report divides by n, a standard error by n - 1.
-        error = np.asarray(results["std_test_score"], dtype=float) / np.sqrt(max(n_splits - 1, 1))
-        values = np.unique(tried)
-        best = [max(np.flatnonzero(tried == value), key=lambda i: mean[i]) for value in values]
-        return values, mean[best], error[best]
