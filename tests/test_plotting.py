@@ -59,17 +59,38 @@ def drawn(display, tmp_path):
 @pytest.mark.parametrize("n_latents", [1, 2, 3, 5])
 def test_latent_trajectories(n_latents, tmp_path):
     latents = np.random.default_rng(0).normal(size=(6, 10, n_latents)).cumsum(axis=1)
-    labels = None if n_latents == 1 else ["a", "b", "a", "b", "c", "c"]
-    display = LatentTrajectoryDisplay(latents, labels).plot()
+    display = LatentTrajectoryDisplay(latents, ["a", "b", "a", "b", "c", "c"]).plot()
     assert drawn(display, tmp_path)
     assert hasattr(display.ax_, "get_zlim") == (n_latents > 2)
-    if n_latents == 2:
-        assert len(display.lines_) == 3
+    assert [line.get_label() for line in display.lines_] == ["a", "b", "c"]
+    expected = latents[[1, 3]]
+    if n_latents == 1:  # over time
+        assert display.ax_.get_xlabel() == "time (bins)"
+        time = np.broadcast_to(np.arange(10)[:, np.newaxis], expected.shape)
+        expected = np.concatenate([time, expected], axis=2)
+    if n_latents < 3:
         x, y = display.lines_[1].get_data()
-        expected = np.stack([latents[1], latents[3]])
         np.testing.assert_allclose(np.stack([x, y], -1).reshape(2, 11, 2)[:, :10], expected)
     if n_latents == 5:
-        assert display.ax_.get_xlabel() == "PC 1 of latents"
+        assert display.ax_.get_xlabel() == "PC 1 (a.u.)"
+
+
+def test_many_labels_are_told_apart():
+    display = LatentTrajectoryDisplay(np.zeros((20, 3, 2)), np.arange(20)).plot()
+    looks = {(line.get_color(), line.get_linestyle()) for line in display.lines_}
+    assert len(looks) == 20
+
+
+def test_legends_cover_no_data():
+    latents, labels = np.random.default_rng(0).normal(size=(4, 5, 3)), ["a", "b", "a", "b"]
+    own = LatentTrajectoryDisplay(latents, labels).plot()
+    own.figure_.canvas.draw()
+    (legend,) = own.figure_.legends
+    assert legend.get_window_extent().x0 >= own.ax_.get_window_extent().x1
+    # In the axes of others there need not be room beside them.
+    ax = plt.figure().add_subplot(projection="3d")
+    assert LatentTrajectoryDisplay(latents, labels).plot(ax=ax).ax_.get_legend() is not None
+    assert not ax.figure.legends
 
 
 def test_latent_trajectories_of_an_estimator_on_given_axes(est):
@@ -91,7 +112,7 @@ def test_fixed_points(lorenz, tmp_path):
     assert len(display.points_) == 3
     # One line for the saddle's direction, one ellipse for each spiral.
     assert sorted(len(line.get_data_3d()[0]) for line in display.directions_) == [2, 60, 60]
-    legend = {text.get_text() for text in display.ax_.get_legend().get_texts()}
+    legend = {text.get_text() for text in display.figure_.legends[0].get_texts()}
     assert legend == {"saddle", "saddle spiral"}
     in_plane = FixedPointDisplay(found, states).plot(dimensions=(0, 2))
     shown = np.array([np.ravel(point.get_data()) for point in in_plane.points_])
@@ -139,6 +160,8 @@ def test_vector_field(est, tmp_path):
     display = VectorFieldDisplay.from_estimator(est, ring(), grid=12)
     assert drawn(display, tmp_path)
     assert display.colorbar_.ax.get_ylabel() == "speed (distance per bin)"
+    (dots,) = display.ax_.get_legend().get_texts()
+    assert dots.get_text() == display.states_.get_label() == "states near the plane"
     # Through the axes of the latents themselves, the colours are the speeds of the estimator.
     latents = est.transform(ring())
     plain = VectorFieldDisplay(est, latents).plot(plane=([0, 0], [1, 0], [0, 1]), grid=12)
@@ -162,6 +185,22 @@ def test_rates(est, tmp_path):
     np.testing.assert_allclose(in_seconds.rates_[0].get_ydata(), 100 * expected, rtol=1e-5)
     assert in_seconds.axes_[0].get_xlabel() == "time (s)"
     assert not in_seconds.bands_
+
+
+def test_every_rate_has_its_axes_named():
+    display = RateDisplay(np.ones((4, 8)), spikes=np.zeros((4, 8))).plot(neurons=range(5))
+    # The third column has one panel only.
+    named = [bool(axis.get_xlabel()) for axis in display.axes_]
+    assert named == [False, False, True, True, True]
+    assert [bool(axis.get_ylabel()) for axis in display.axes_] == [True, False, False, True, False]
+    assert len(display.figure_.legends) == 1
+    # Counts of 0 lie on the edge of the axes, and half a dot is easily missed.
+    assert not display.spikes_[0].get_clip_on()
+    given = plt.figure().subplots(1, 2)
+    on_given = RateDisplay(np.ones((4, 8))).plot(neurons=[1, 2], ax=given)
+    assert all(axis.get_xlabel() == "time (bins)" for axis in given)
+    assert all(axis.get_ylabel() == "spikes per bin" for axis in given)
+    assert on_given.axes_[0].get_legend() is not None
 
 
 def test_rates_of_amortized_inference_have_no_bands():

@@ -16,6 +16,7 @@ from ._style import (
     Projection,
     as_trials,
     finish,
+    legend,
     lines,
     new_axes,
 )
@@ -136,7 +137,7 @@ class FixedPointDisplay:
         projection.label(self.ax_)
         if len(shown):
             handles = {str(point.get_label()): point for point in self.points_}
-            self.ax_.legend(handles.values(), handles, frameon=False, fontsize=11)
+            legend(self.ax_, list(handles.values()), beside=ax is None)
         finish(self.ax_)
         return self
 
@@ -256,7 +257,9 @@ class EigenvalueDisplay:
         self.ax_ = new_axes(type(self).__name__, ax, size=(6.0, 5.0))
         self.figure_ = self.ax_.figure
         angle = np.linspace(0, 2 * np.pi, 400)
-        (self.circle_,) = self.ax_.plot(np.cos(angle), np.sin(angle), color=QUIET, lw=1.2)
+        (self.circle_,) = self.ax_.plot(
+            np.cos(angle), np.sin(angle), color=QUIET, lw=1.5, label="unit circle"
+        )
         self.true_ = None
         if self.true is not None:
             values = self.true.multipliers.ravel()

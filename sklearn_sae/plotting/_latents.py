@@ -1,4 +1,4 @@
-"""Latents as lines in two or three dimensions."""
+"""Latents as lines in two or three dimensions, or over time where there is but one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._style import COLOURS, QUIET, Projection, as_trials, finish, lines, new_axes
+from ._style import COLOURS, DASHES, Projection, as_trials, finish, legend, lines, new_axes
 
 
 class LatentTrajectoryDisplay:
@@ -17,7 +17,7 @@ class LatentTrajectoryDisplay:
     latents : array of shape (n_trials, n_bins, n_latents), or list of (n_bins_i, n_latents)
         What to draw; also states of a true system.
     labels : array-like of shape (n_trials,), default=None
-        Condition of each trial; one colour each. None: all in one colour.
+        Condition of each trial; one colour each, then the same dashed. None: all in one colour.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class LatentTrajectoryDisplay:
     >>> from sklearn_sae.plotting import LatentTrajectoryDisplay
     >>> display = LatentTrajectoryDisplay(Lorenz().trajectory(500)).plot()
     >>> display.ax_.get_xlabel()
-    'latent 0'
+    'latent 0 (a.u.)'
     """
 
     def __init__(self, latents: Any, labels: Any = None) -> None:
@@ -63,9 +63,10 @@ class LatentTrajectoryDisplay:
         labels : array-like of shape (n_trials,), default=None
             Condition of each trial.
         dimensions : sequence of 2 or 3 ints, default=None
-            Latents to draw; None: all of up to three, else three principal components.
+            Latents to draw; None: all of up to three (one alone over time), else three principal
+            components.
         n_trials : int, default=50
-            Most trials to draw.
+            Most trials to draw, evenly spaced.
         ax : matplotlib Axes, default=None
             Where to draw, 3-D for three dimensions; None makes a figure.
 
@@ -94,39 +95,29 @@ class LatentTrajectoryDisplay:
             raise ValueError(
                 f"labels must have one entry for each of {len(trials)} trials, got {len(labels)}."
             )
+        paths = [projection(trial) for trial in trials]
         if projection.n_axes == 1:
-            return self._plot_one(trials, ax, n_trials)
+            # One latent has no space to move in: draw it over time.
+            paths = [np.column_stack([np.arange(len(path)), path]) for path in paths]
+            projection.labels = ["time (bins)", *projection.labels]
         self.ax_ = new_axes(type(self).__name__, ax, three_d=projection.n_axes == 3)
         self.figure_ = self.ax_.figure
         self.lines_, self.starts_ = [], []
         drawn = np.unique(np.linspace(0, len(trials) - 1, n_trials).round().astype(int))
         for i, label in enumerate(np.unique(labels)):
-            chosen = [projection(trials[row]) for row in drawn if labels[row] == label]
+            chosen = [paths[row] for row in drawn if labels[row] == label]
             if not chosen:
                 continue
-            colour = COLOURS[i % len(COLOURS)]
+            colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
             (line,) = self.ax_.plot(
-                *lines(chosen).T, color=colour, lw=0.9, alpha=0.7, label=str(label)
+                *lines(chosen).T, color=colour, ls=dashes, lw=0.9, alpha=0.7, label=str(label)
             )
-            first = np.array([trial[0] for trial in chosen])
+            first = np.array([path[0] for path in chosen])
             (dots,) = self.ax_.plot(*first.T, ".", color=colour, ms=5)
             self.lines_.append(line)
             self.starts_.append(dots)
         projection.label(self.ax_)
         if self.labels is not None:
-            self.ax_.legend(frameon=False, fontsize=11)
-        finish(self.ax_)
-        return self
-
-    def _plot_one(self, trials: list, ax: Any, n_trials: int) -> LatentTrajectoryDisplay:
-        """One latent has no space to move in: draw it over time."""
-        self.ax_ = new_axes(type(self).__name__, ax)
-        self.figure_ = self.ax_.figure
-        self.lines_ = [
-            self.ax_.plot(trial[:, 0], color=COLOURS[0] if len(trials) < 5 else QUIET, lw=0.9)[0]
-            for trial in trials[:n_trials]
-        ]
-        self.starts_ = []
-        self.ax_.set(xlabel="time (bins)", ylabel="latent 0")
+            legend(self.ax_, self.lines_, beside=ax is None)
         finish(self.ax_)
         return self

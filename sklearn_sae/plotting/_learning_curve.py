@@ -12,8 +12,9 @@ from ._style import COLOURS, finish, new_axes
 class LearningCurveDisplay:
     """Loss of each epoch, and validation scores if there was early stopping.
 
-    The loss is the mean negative log-likelihood per observed entry within the horizon; while the
-    horizon grows, the task grows harder, and the loss may rise.
+    The loss is the mean negative log-likelihood per observed entry within the horizon, without the
+    part that only depends on the counts; while the horizon grows, the task grows harder, and the
+    loss may rise.
 
     Parameters
     ----------

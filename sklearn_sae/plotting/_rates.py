@@ -10,6 +10,8 @@ import numpy as np
 
 from ._style import FOUND, TRUE, finish, import_pyplot
 
+N_COLUMNS = 3
+
 
 class RateDisplay:
     """Spikes, predicted rates with bands, and true rates where they are known, of one trial.
@@ -141,14 +143,23 @@ class RateDisplay:
             axis.set_title(f"neuron {neuron}")
             axis.set_ylim(bottom=0)
             finish(axis)
-        unit = "bins" if bin_size is None else "s"
-        for axis in self.axes_:
-            if axis.get_subplotspec() is None or axis.get_subplotspec().is_last_row():
-                axis.set_xlabel(f"time ({unit})", size=13)
-            if axis.get_subplotspec() is None or axis.get_subplotspec().is_first_col():
-                per = "bin" if bin_size is None else "s"
-                axis.set_ylabel(f"spikes per {per}", size=13)
-        self.axes_[0].legend(frameon=False, fontsize=10)
+        time_label, rate_label = (
+            ("time (bins)", "spikes per bin") if bin_size is None else ("time (s)", "spikes per s")
+        )
+        for i, axis in enumerate(self.axes_):
+            # Of our own grid, only the lowest in each column and the first in each row.
+            if ax is not None or i + N_COLUMNS >= len(neurons):
+                axis.set_xlabel(time_label, size=13)
+            if ax is not None or i % N_COLUMNS == 0:
+                axis.set_ylabel(rate_label, size=13)
+        if ax is None:
+            handles, labels = self.axes_[0].get_legend_handles_labels()
+            self.figure_.legend(
+                handles, labels, frameon=False, fontsize=11, ncols=2 if len(neurons) == 1 else 4,
+                loc="outside upper center",
+            )  # fmt: skip
+        else:
+            self.axes_[0].legend(frameon=False, fontsize=11, loc="best")
         return self
 
     def _draw(
@@ -157,7 +168,9 @@ class RateDisplay:
         if self.spikes is not None:
             counts = np.asarray(self.spikes, dtype=float)[:, neuron] * scale
             # Points rather than bars: a count of 0 is seen, and so is one not observed.
-            (dots,) = axis.plot(time, counts, ".", color="#6B7680", ms=6, label="spikes", zorder=1)
+            (dots,) = axis.plot(
+                time, counts, ".", color="#6B7680", ms=6, label="spikes", zorder=1, clip_on=False
+            )
             self.spikes_.append(dots)
         if self.std is not None:
             low, high = lognormal_band(rates[:, neuron], self.std, neuron, coverage)
@@ -168,7 +181,7 @@ class RateDisplay:
                 color=FOUND,
                 alpha=0.3,
                 lw=0,
-                label=f"{100 * coverage:.0f} %",
+                label=f"{100 * coverage:.0f} % band",
             )
             self.bands_.append(band)
         if self.true_rates is not None:
@@ -182,9 +195,9 @@ class RateDisplay:
     def _axes(self, ax: Any, n_neurons: int) -> Any:
         plt = import_pyplot(type(self).__name__)
         if ax is None:
-            n_columns = min(3, n_neurons)
+            n_columns = min(N_COLUMNS, n_neurons)
             n_rows = math.ceil(n_neurons / n_columns)
-            size = (3.4 * n_columns + 0.4, 2.4 * n_rows + 0.3)
+            size = (3.4 * n_columns + 0.4, 2.4 * n_rows + 0.6)
             figure, axes = plt.subplots(
                 n_rows, n_columns, figsize=size, layout="constrained", squeeze=False
             )

@@ -11,6 +11,8 @@ Array = NDArray[np.floating]
 
 #: Okabe & Ito (2008): told apart by colour-blind readers, and in grey by their order here.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+#: With these, 28 labels are told apart.
+DASHES = ("-", "--", ":", "-.")
 TRUE, FOUND, QUIET = "#000000", "#D55E00", "#9AA5AD"
 KIND_COLOURS = {"stable": "#0072B2", "saddle": "#D55E00", "unstable": "#CC79A7", "neutral": "#666"}
 KIND_MARKERS = {"node": "o", "spiral": "s", "": "D"}
@@ -38,8 +40,13 @@ def new_axes(display: str, ax: Any, *, three_d: bool = False, size: Any = (6.0, 
                 'subplot(projection="3d"), or pass dimensions=(0, 1) to draw two.'
             )
         return ax
-    figure = plt.figure(figsize=size, layout="constrained")
-    return figure.add_subplot(projection="3d" if three_d else None)
+    if not three_d:
+        return plt.figure(figsize=size, layout="constrained").add_subplot()
+    figure = plt.figure(figsize=(7.0, 5.5), layout="constrained")
+    # The layout does not know how far the labels of 3-D axes reach.
+    axes = figure.add_subplot(projection="3d")
+    axes.set_box_aspect(None, zoom=0.85)
+    return axes
 
 
 def finish(ax: Any) -> None:
@@ -50,10 +57,20 @@ def finish(ax: Any) -> None:
     ax.tick_params(labelsize=11)
     if hasattr(ax, "zaxis"):
         ax.locator_params(nbins=4)
-        for pane in (ax.xaxis, ax.yaxis, ax.zaxis):
-            pane.set_pane_color((1, 1, 1, 0))
+        for axis in (ax.xaxis, ax.yaxis, ax.zaxis):
+            axis.set_pane_color((1, 1, 1, 0))
+            axis.labelpad = 8
     else:
         ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend(ax: Any, handles: list[Any], *, beside: bool) -> None:
+    """A legend beside the axes, where it covers nothing, or where there is room in them."""
+    owner, place = (ax.figure, "outside right upper") if beside else (ax, "best")
+    made = owner.legend(handles=handles, loc=place, frameon=False, fontsize=11)
+    for handle in made.legend_handles:
+        # Lines are thin for the many trials, not for the one sample.
+        handle.set(alpha=1.0, linewidth=max(handle.get_linewidth(), 2.0))
 
 
 def as_trials(name: str, values: Any) -> list[Array]:
@@ -82,7 +99,7 @@ def principal_axes(states: Array, n_axes: int) -> tuple[Array, Array]:
 class Projection:
     """From states to what is drawn: chosen dimensions, all of up to three, or principal axes."""
 
-    def __init__(self, states: ArrayLike, dimensions: Any = None, names: str = "latent") -> None:
+    def __init__(self, states: ArrayLike, dimensions: Any = None) -> None:
         rows: Array = np.asarray(states, dtype=float)
         rows = rows[np.isfinite(rows).all(axis=1)]
         dim = rows.shape[1]
@@ -97,10 +114,10 @@ class Projection:
             chosen = list(range(dim))
         if len(chosen) <= 3:
             self.axes: Array = np.eye(dim)[chosen]
-            self.labels = [f"{names} {i}" for i in chosen]
+            self.labels = [f"latent {i} (a.u.)" for i in chosen]
         else:
             self.mean, self.axes = principal_axes(rows, 3)
-            self.labels = [f"PC {i + 1} of {names}s" for i in range(3)]
+            self.labels = [f"PC {i + 1} (a.u.)" for i in range(3)]
         self.n_axes = len(self.axes)
 
     def __call__(self, states: ArrayLike) -> Array:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis._state_space import as_rows, as_state_space
-from ._style import finish, new_axes, principal_axes
+from ._style import FOUND, finish, new_axes, principal_axes
 
 
 class VectorFieldDisplay:
@@ -42,7 +42,7 @@ class VectorFieldDisplay:
     >>> from sklearn_sae.plotting import VectorFieldDisplay
     >>> display = VectorFieldDisplay(Rossler(), Rossler().trajectory(500)).plot(grid=20)
     >>> display.ax_.get_xlabel()
-    'PC 1 of states'
+    'PC 1 (a.u.)'
     """
 
     def __init__(self, system: Any, states: Any) -> None:
@@ -90,13 +90,13 @@ class VectorFieldDisplay:
         space = as_state_space(self.system, dim)
         if plane is None:
             origin, axes = principal_axes(states, 2)
-            labels = ["PC 1 of states", "PC 2 of states"]
+            labels = ["PC 1 (a.u.)", "PC 2 (a.u.)"]
         else:
             origin = np.asarray(plane[0], dtype=float)
             # Orthonormal, so that distances in the picture are distances.
             axes = np.linalg.qr(np.array(plane[1:], dtype=float).T)[0].T
             axes *= np.sign((axes * np.array(plane[1:])).sum(axis=1, keepdims=True))
-            labels = ["along the plane's first direction", "across it"]
+            labels = ["along the plane's first direction (a.u.)", "across it (a.u.)"]
         flat = (states - origin) @ axes.T
         low, high = flat.min(axis=0), flat.max(axis=0)
         margin = 0.1 * (high - low)
@@ -119,10 +119,18 @@ class VectorFieldDisplay:
         away = np.linalg.norm(states - origin - flat @ axes, axis=1)
         near = flat[away <= np.quantile(away, 0.2)]
         (self.states_,) = self.ax_.plot(
-            *near[:: max(1, len(near) // 2000)].T, ".", color="#D55E00", ms=2.5, alpha=0.7
+            *near[:: max(1, len(near) // 2000)].T,
+            ".",
+            color=FOUND,
+            ms=3,
+            alpha=0.8,
+            label="states near the plane",
         )
         self.colorbar_ = self.figure_.colorbar(self.speed_, ax=self.ax_)
         self.colorbar_.set_label("speed (distance per bin)", size=13)
         self.ax_.set(xlabel=labels[0], ylabel=labels[1])
+        self.ax_.legend(
+            frameon=False, fontsize=11, markerscale=3, loc="lower left", bbox_to_anchor=(0, 0.99)
+        )
         finish(self.ax_)
         return self
