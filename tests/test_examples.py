@@ -54,6 +54,14 @@ def test_plot_fixed_points(tmp_path):
     assert (tmp_path / "plot_fixed_points.png").read_bytes().startswith(PNG)
 
 
+def test_plot_node_vs_rnn(tmp_path):
+    out = succeed("plot_node_vs_rnn.py", "--n-jobs", "1", cwd=tmp_path)
+    for name in ("NODE", "GRU "):
+        assert number(f"{name} with 3 latents: rate R2", out) <= 1
+        assert np.isfinite(number(f"{name} bits per spike with .2, 3. latents", out))
+    assert (tmp_path / "node_vs_rnn.png").read_bytes().startswith(PNG)
+
+
 @pytest.mark.parametrize("key", ["labels", "target", None])
 def test_real_recording(tmp_path, key):
     rng = np.random.default_rng(0)

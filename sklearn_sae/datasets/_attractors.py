@@ -247,7 +247,8 @@ class MacArthur(System):
     Notes
     -----
     Integrated with LSODA at tolerance 1e-9: a one-step method has to creep up to each of the
-    kinks, and DOP853 takes twice as long here for a tenth of the accuracy.
+    kinks, and DOP853 takes twice as long here for a tenth of the accuracy. The paper's 140,000
+    points take about a minute, those of the other systems a few seconds.
 
     References
     ----------
