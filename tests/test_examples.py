@@ -1,5 +1,6 @@
 """The examples run at their small size and save their figures; the README's code runs."""
 
+import datetime
 import os
 import re
 import subprocess
@@ -99,7 +100,9 @@ def test_real_recording_names_what_is_missing(tmp_path, arrays, options, message
     assert "Traceback" not in result.stderr
 
 
-def test_code_in_readme():
+def test_code_in_readme(tmp_path, monkeypatch):
+    write_session(tmp_path / "session.nwb")
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 4
     code = "\n".join(blocks)
@@ -113,7 +116,30 @@ def test_code_in_readme():
         "labels": np.arange(60) % 3,
         "train": np.arange(40),
         "test": np.arange(40, 60),
+        "spike_times": [np.sort(rng.uniform(0, 10, 200)) for _ in range(3)],
+        "events": np.arange(1.0, 9.0),
+        "recording": rng.poisson(1.0, (250, 9)),
     }
     exec(code, names)
     assert names["latents"].shape == (60, 12, 3)
     assert names["rates"].shape == (60, 12, 9)
+    assert names["counts"].shape == (8, 70, 3)
+    assert names["good_units"].shape == (4, 70, 2)
+    assert list(names["targets"]) == ["left", "right"] * 2
+    assert names["whole_rates"].shape == (250, 9)
+
+
+def write_session(path):
+    """An NWB file of three units and four trials."""
+    pynwb = pytest.importorskip("pynwb")
+    start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    nwb = pynwb.NWBFile("a session", "id", start)
+    nwb.add_unit_column("quality", "by the sorter")
+    for quality in ("good", "noise", "good"):
+        nwb.add_unit(spike_times=np.arange(0.0, 10.0, 0.03), quality=quality)
+    nwb.add_trial_column("go_cue_time", "when the monkey was told")
+    nwb.add_trial_column("target", "where to")
+    for i, target in enumerate(["left", "right"] * 2):
+        nwb.add_trial(start_time=i + 1.0, stop_time=i + 2.0, go_cue_time=i + 1.2, target=target)
+    with pynwb.NWBHDF5IO(path, "w") as file:
+        file.write(nwb)
