@@ -2,8 +2,10 @@
 
 import os
 
-# Threads that wait for each other cost more than these sizes gain; worker processes inherit it.
+# Threads that wait for each other cost more than these sizes gain. Worker processes inherit both;
+# joblib would give them more of the missing one, and torch listens to MKL's first.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
