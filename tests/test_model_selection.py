@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from joblib import cpu_count
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import (
@@ -171,6 +173,19 @@ def test_grid_search_in_two_processes(node, recording):
     )
     assert np.isfinite(there).all()
     np.testing.assert_allclose(here, there, atol=1e-4)
+
+
+def test_processes_share_the_cores(node, spikes, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    threads = cross_val_score(
+        node.set_params(max_epochs=1),
+        spikes,
+        scoring=lambda estimator, X, y=None: torch.get_num_threads(),
+        cv=2,
+        n_jobs=2,
+    )
+    assert 1 <= threads.max() <= max(1, cpu_count() // 2)
 
 
 def test_halving_over_epochs(node, recording):
