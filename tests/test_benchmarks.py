@@ -1,4 +1,4 @@
-"""The benchmark of the paper's figures runs small, resumes, and leaves the full results alone."""
+"""Benchmarks run small and leave the full results alone; that of the paper resumes."""
 
 import csv
 import os
@@ -10,11 +10,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CELL = ("recipe", "system", "model", "n_latents", "seed")
 
 
-def run(*arguments):
+def run(benchmark, *arguments):
     # The benchmarks belong to this checkout, whatever else is installed.
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "paper.py"), *arguments],
+        [sys.executable, str(ROOT / "benchmarks" / benchmark), *arguments],
         env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
@@ -24,11 +24,11 @@ def run(*arguments):
 
 def test_quick_run_resumes(tmp_path):
     small = ("--quick", "--systems", "Arneodo", "--n-latents", "3", "--out", str(tmp_path))
-    part = run(*small, "--recipe", "ours")
+    part = run("paper.py", *small, "--recipe", "ours")
     assert part.returncode == 0, part.stderr
     before = (tmp_path / "paper.csv").read_text()
 
-    whole = run(*small)
+    whole = run("paper.py", *small)
     assert whole.returncode == 0, whole.stderr
     assert "10 cells: 2 done, 8 to run." in whole.stdout
     assert "| ablation | Arneodo | vanilla RNN | 3 | 1 |" in whole.stdout
@@ -51,7 +51,17 @@ def test_refusals():
         (["--recipe", "ours", "--systems", "Chua"], "invalid choice: 'Chua'"),
         (["--recipe", "ours", "--models", "oracle"], "No cell matches"),
     ]:
-        result = run(*arguments)
+        result = run("paper.py", *arguments)
         assert result.returncode != 0
         assert message in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_sweeps(tmp_path):
+    result = run("sweeps.py", "--quick", "--out", str(tmp_path / "sweeps.csv"))
+    assert result.returncode == 0, result.stderr
+    rows = list(csv.DictReader((tmp_path / "sweeps.csv").read_text().splitlines()))
+    assert [row["n_jobs"] for row in rows] == ["1", "1", "2"]
+    # conftest.py sets one thread for all processes, and then fits are equal to the last bit.
+    assert [row["threads_per_fit"] for row in rows] == ["1", "1", "1"]
+    assert "equal scores: True" in result.stdout
