@@ -63,6 +63,12 @@ def test_plot_node_vs_rnn(tmp_path):
     assert (tmp_path / "node_vs_rnn.png").read_bytes().startswith(PNG)
 
 
+def test_distributed_grid_search(tmp_path):
+    out = succeed("distributed_grid_search.py", "--n-workers", "1", cwd=tmp_path)
+    assert "1 workers at tcp://" in out
+    assert np.isfinite(number("unseen trials", out))
+
+
 @pytest.mark.parametrize("key", ["labels", "target", None])
 def test_real_recording(tmp_path, key):
     rng = np.random.default_rng(0)
