@@ -59,8 +59,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         super().__init_subclass__(auto_wrap_output_keys=auto_wrap_output_keys, **kwargs)
 
     @abstractmethod
-    def _build_dynamics(self, generator: torch.Generator) -> Dynamics:
-        """Fresh dynamics, drawn from ``generator``."""
+    def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
+        """Fresh dynamics, drawn from ``generator``; without one, their shapes only."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X, y=None):
@@ -114,12 +114,13 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> tuple[SequentialAutoencoder, Tensor]:
         self.null_rates_ = training.mean_counts()
         self.loss_curve_: list[float] = []
-        dynamics = self._build_dynamics(generator)
+        model = self._build_model(generator)
         weight, z0 = pca_start(
-            training, self.n_latents, dynamics.latent_scale, np.random.default_rng(seed)
+            training, self.n_latents, model.dynamics.latent_scale, np.random.default_rng(seed)
         )
-        encoder = self._build_encoder(generator)
-        return SequentialAutoencoder(dynamics, Readout(weight), encoder), z0
+        with torch.no_grad():
+            model.readout.weight.copy_(weight)
+        return model, z0
 
     def _continue(
         self, training: Trials, generator: torch.Generator
@@ -131,9 +132,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             )
             z0 = torch.cat([self._infer(self.model_, batch) for batch in batches], dim=1).T
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
-        dynamics, encoder = self._build_dynamics(generator), self._build_encoder(generator)
-        readout = Readout(torch.zeros_like(self.model_.readout.weight))
-        model = SequentialAutoencoder(dynamics, readout, encoder)
+        model = self._build_model(generator)
         try:
             model.load_state_dict(self.model_.state_dict())
         except RuntimeError as error:
@@ -144,7 +143,18 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             ) from error
         return model, z0.contiguous()
 
-    def _build_encoder(self, generator: torch.Generator) -> Encoder | None:
+    def _build_model(self, generator: torch.Generator | None) -> SequentialAutoencoder:
+        """A fresh network with a readout of zeros; without a ``generator``, its shapes only."""
+        device = "meta" if generator is None else "cpu"
+        readout = Readout(torch.zeros(len(self.null_rates_), self.n_latents + 1, device=device))
+        dynamics, encoder = self._build_dynamics(generator), self._build_encoder(generator)
+        model = SequentialAutoencoder(dynamics, readout, encoder)
+        model.built_with = self.get_params(deep=False)
+        # The network does not depend on it, and an instance moves on.
+        model.built_with.pop("random_state", None)
+        return model
+
+    def _build_encoder(self, generator: torch.Generator | None) -> Encoder | None:
         if self.inference != "amortized":
             return None
         return Encoder(self.null_rates_, self.n_latents, self.encoder_size, self.dropout, generator)

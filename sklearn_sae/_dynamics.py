@@ -152,7 +152,7 @@ class RecurrentDynamics(Dynamics):
 class TanhCell(StateMap):
     """z -> tanh(W z + b)."""
 
-    def __init__(self, n_latents: int, generator: torch.Generator) -> None:
+    def __init__(self, n_latents: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.weight = uniform_weight(n_latents, n_latents, generator)
 
@@ -167,7 +167,7 @@ class TanhCell(StateMap):
 class GRUCell(StateMap):
     """A gated recurrent unit without input, otherwise as ``torch.nn.GRUCell``."""
 
-    def __init__(self, n_latents: int, generator: torch.Generator) -> None:
+    def __init__(self, n_latents: int, generator: torch.Generator | None) -> None:
         super().__init__()
         self.weight = uniform_weight(3 * n_latents, n_latents, generator)
         self.new_bias = nn.Parameter(

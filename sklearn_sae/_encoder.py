@@ -30,7 +30,7 @@ class Encoder(nn.Module):
         n_latents: int,
         size: int,
         dropout: float,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         n_neurons = len(mean_counts)
@@ -40,8 +40,9 @@ class Encoder(nn.Module):
         self.register_buffer("spread", mean.clamp(min=0.01).sqrt()[:, None])
         self.dropout = dropout
         # The constructor draws from torch's global generator; those weights are drawn again below.
+        device = "meta" if generator is None else "cpu"
         with torch.random.fork_rng(devices=[]):
-            self.gru = nn.GRU(n_neurons, size, bidirectional=True, device="cpu")
+            self.gru = nn.GRU(n_neurons, size, bidirectional=True, device=device)
         with torch.no_grad():
             for parameter in self.gru.parameters():
                 parameter.uniform_(-(size**-0.5), size**-0.5, generator=generator)

@@ -323,7 +323,7 @@ class NODESAE(BaseSAE):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _build_dynamics(self, generator: torch.Generator) -> Dynamics:
+    def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
         mlp = MLP(self.n_latents, check_sizes(self.hidden_sizes), self.activation, generator)
         return NeuralODE(mlp, self.solver, self.step_size, self.rtol, self.atol, self.adjoint)
 
@@ -581,5 +581,5 @@ class RNNSAE(BaseSAE):
         self.random_state = random_state
         self.verbose = verbose
 
-    def _build_dynamics(self, generator: torch.Generator) -> Dynamics:
+    def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
         return RecurrentDynamics(CELLS[self.cell](self, generator), self.residual)

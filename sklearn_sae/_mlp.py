@@ -28,8 +28,13 @@ SLOPES = {
 }
 
 
-def uniform_weight(n_out: int, n_in: int, generator: torch.Generator) -> nn.Parameter:
-    """Draw a ``(n_out, n_in + 1)`` weight-and-bias matrix, uniform within +- 1/sqrt(n_in)."""
+def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> nn.Parameter:
+    """Draw a ``(n_out, n_in + 1)`` weight-and-bias matrix, uniform within +- 1/sqrt(n_in).
+
+    Without a ``generator`` it has a shape only (on torch's meta device) and takes no memory.
+    """
+    if generator is None:
+        return nn.Parameter(torch.empty(n_out, n_in + 1, device="meta"))
     draw = torch.rand(n_out, n_in + 1, generator=generator, device="cpu")
     return nn.Parameter((2 * draw - 1) / n_in**0.5)
 
@@ -61,7 +66,7 @@ class MLP(StateMap):
         n_latents: int,
         hidden_sizes: tuple[int, ...],
         activation: str,
-        generator: torch.Generator,
+        generator: torch.Generator | None,
     ) -> None:
         super().__init__()
         self.activation = activation

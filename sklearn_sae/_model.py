@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ._dynamics import Dynamics
@@ -19,6 +21,8 @@ class SequentialAutoencoder(nn.Module):
         self.dynamics = dynamics
         self.readout = readout
         self.encoder = encoder
+        #: The estimator's parameters at that time: ``set_params`` may have changed them since.
+        self.built_with: dict[str, Any] = {}
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Weights of dynamics and readout: what makes spikes from an initial condition."""
