@@ -1,0 +1,99 @@
+"""Parameter values as JSON, and back with their types.
+
+JSON has no tuples, no arrays, no infinity. Such a value becomes an object with one key, its kind:
+``(16, 16)`` is ``{"tuple": [16, 16]}``, ``np.int64(3)`` is ``{"int64": 3}``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["decode", "encode"]
+
+#: Kinds of NumPy numbers and arrays of them that are stored.
+NUMPY_KINDS = (
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("float16", "float32", "float64"),
+)
+TWISTER_WORDS = 624
+
+
+def encode(value: Any) -> Any:
+    """``value`` in JSON's types; TypeError if it is of a kind that is not stored."""
+    # Before Python's own numbers: np.float64 is a float.
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.name in NUMPY_KINDS:
+        return {value.dtype.name: encode(value.tolist())}
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": str(value)}
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, list):
+        return [encode(item) for item in value]
+    if isinstance(value, tuple):
+        return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    if isinstance(value, np.random.RandomState):
+        return {"RandomState": _encode_random_state(value)}
+    raise TypeError(
+        f"{value!r} is a {type(value).__name__}; a file holds None, numbers, strings, lists, "
+        "tuples, arrays of numbers, torch devices and RandomState instances"
+    )
+
+
+def _encode_random_state(random_state: np.random.RandomState) -> dict[str, Any]:
+    state: dict[str, Any] = random_state.get_state(legacy=False)  # type: ignore[assignment]
+    if state["bit_generator"] != "MT19937":
+        raise TypeError(
+            f"it is a RandomState of {state['bit_generator']}, and a file holds those of MT19937, "
+            "NumPy's default"
+        )
+    return {
+        "key": state["state"]["key"].tolist(),
+        "pos": state["state"]["pos"],
+        "has_gauss": state["has_gauss"],
+        "gauss": state["gauss"],
+    }
+
+
+def decode(value: Any) -> Any:
+    """What ``encode`` was given. Of JSON that it did not write, any error may come."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind not in DECODERS:
+        raise ValueError(f"it holds a value of the unknown kind {kind!r}")
+    return DECODERS[kind](content)
+
+
+def _decode_numpy(kind: str, content: Any) -> Any:
+    # Indexed with nothing, an array of no dimensions is a number, and any other is itself.
+    return np.array(decode(content), dtype=kind)[()]
+
+
+def _decode_random_state(content: dict[str, Any]) -> np.random.RandomState:
+    key, pos = np.array(content["key"], dtype=np.uint32), content["pos"]
+    # NumPy does not check: it would read memory beyond the words.
+    if key.shape != (TWISTER_WORDS,) or not 0 <= pos <= TWISTER_WORDS:
+        raise ValueError("it holds a RandomState that no Mersenne Twister can have")
+    random_state = np.random.RandomState(0)
+    random_state.set_state(("MT19937", key, pos, content["has_gauss"], content["gauss"]))
+    return random_state
+
+
+DECODERS: dict[str, Callable[[Any], Any]] = {
+    "tuple": lambda content: tuple(decode(content)),
+    "float": float,
+    "device": torch.device,
+    "RandomState": _decode_random_state,
+    **{kind: partial(_decode_numpy, kind) for kind in NUMPY_KINDS},
+}
