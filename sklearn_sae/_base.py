@@ -442,6 +442,39 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """
         return self._on_states(z, lambda model, z: model.dynamics.step(z).T)
 
+    def save(self, path):
+        """Write the fitted estimator to a file, for ``sklearn_sae.load``.
+
+        The file holds the parameters, all that ``fit`` learned, and the versions of the libraries,
+        as numbers and JSON in the safetensors format. It holds no code, unlike a pickle, and no
+        spikes.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file, best named ``*.safetensors``. One that is there is replaced, and only when the
+            new one is whole: a save that fails leaves it as it was.
+
+        Raises
+        ------
+        NotFittedError
+            If the estimator is not fitted.
+        TypeError
+            If it is of a class of your own, or has a parameter that a file cannot hold.
+        ValueError
+            If it has attributes that are neither parameters nor learned, or was changed by hand.
+        OSError
+            If the file cannot be written.
+
+        See Also
+        --------
+        sklearn_sae.load : Gives the estimator back.
+        """
+        # Not at the top: it needs the classes that are made from this one.
+        from ._persistence import save
+
+        save(self, path)
+
     def get_feature_names_out(self, input_features=None):
         """Names of the latents: ``latent0``, ``latent1``, ...
 

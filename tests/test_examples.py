@@ -108,7 +108,7 @@ def test_real_recording_names_what_is_missing(tmp_path, arrays, options, message
 
 def test_code_in_readme(tmp_path, monkeypatch):
     write_session(tmp_path / "session.nwb")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # it saves a file
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(blocks) >= 4
     code = "\n".join(blocks)

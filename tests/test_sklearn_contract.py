@@ -178,6 +178,7 @@ def test_every_public_method_needs_a_fit(estimator, spikes):
         "simulate": (states, 2),
         "step": (states,),
         "get_feature_names_out": (),
+        "save": ("never.safetensors",),
     }
     if isinstance(estimator, NODESAE):
         arguments["vector_field"] = (states,)

@@ -1,0 +1,269 @@
+"""Fitted estimators as files: what of one goes into a file, and how it comes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from . import __version__
+from ._base import BaseSAE
+from ._estimators import NODESAE, RNNSAE
+from ._json import decode, encode
+from ._model import SequentialAutoencoder
+from ._storage import read, write
+
+__all__ = ["load", "save"]
+
+#: A file names its class, and there are no others that it can name.
+CLASSES: dict[str, type[BaseSAE]] = {"NODESAE": NODESAE, "RNNSAE": RNNSAE}
+
+#: Learned attributes beside ``model_``: numbers, and arrays with their number of axes.
+NUMBERS = {
+    "n_features_in_": int,
+    "n_iter_": int,
+    "model_variance_": float,
+    "best_validation_score_": float,
+}
+ARRAYS = {
+    "null_rates_": ("float64", 1),
+    "training_initial_conditions_": ("float32", 2),
+    "loss_curve_": ("float64", 1),
+    "validation_scores_": ("float64", 1),
+}
+#: Arrays in a file, but lists in an estimator.
+LISTS = ("loss_curve_", "validation_scores_")
+ALWAYS = {"n_features_in_", "n_iter_", "null_rates_", "loss_curve_"}
+WITHOUT_ENCODER = {"training_initial_conditions_", "model_variance_"}
+
+#: What the names of the network's weights begin with, in a file.
+MODEL = "model_."
+
+
+def save(estimator: BaseSAE, path: str | os.PathLike[str]) -> None:
+    """Write a fitted estimator to a file; see ``BaseSAE.save``."""
+    check_is_fitted(estimator)
+    name = type(estimator).__name__
+    if CLASSES.get(name) is not type(estimator):
+        raise TypeError(
+            f"save writes NODESAE and RNNSAE, and not other classes such as {name}, because a file "
+            "holds no code. Use joblib.dump."
+        )
+    content, arrays = pack(estimator)
+    try:
+        # Better now than when the estimator is gone.
+        unpack(content, arrays)
+    except Exception as error:
+        raise ValueError(
+            f"This {name} is not as fit left it, and could not be loaded again: "
+            f"{str(error).rstrip('.')}. Undo what was changed, or fit it again."
+        ) from error
+    write(path, content, arrays)
+
+
+def load(path: str | os.PathLike[str]) -> BaseSAE:
+    """Load an estimator that its method ``save`` wrote.
+
+    Nothing in the file is run: it holds numbers and the names of parameters. So a file from
+    somebody else is safe to load, which a pickle is not.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file.
+
+    Returns
+    -------
+    estimator : NODESAE or RNNSAE
+        As it was saved: its parameters, all it learned, and to the last bit what it predicts. Where
+        ``device`` names one that this machine does not have, set it to "auto".
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file was not written by ``save``, is damaged, or needs another version of
+        sklearn_sae.
+
+    See Also
+    --------
+    NODESAE.save : Writes the file.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> import sklearn_sae
+    >>> spikes = np.random.default_rng(0).poisson(1.0, (10, 5, 4))
+    >>> est = sklearn_sae.NODESAE(n_latents=2, max_epochs=2, random_state=0).fit(spikes)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = os.path.join(folder, "session.safetensors")
+    ...     est.save(path)
+    ...     same = sklearn_sae.load(path)
+    >>> bool((same.predict(spikes) == est.predict(spikes)).all())
+    True
+    """
+    content, arrays = read(path)
+    try:
+        return unpack(content, arrays)
+    except Exception as error:  # a file may be wrong in any way, and all of them are its fault
+        raise ValueError(
+            f"{path} cannot be loaded: {str(error).rstrip('.')}. It was written with "
+            f"{str(content.get('versions')):.200}, and this is sklearn_sae {__version__}; use the "
+            "version that wrote it, or save the estimator again."
+        ) from error
+
+
+def pack(estimator: BaseSAE) -> tuple[dict, dict[str, np.ndarray]]:
+    """A fitted estimator as what JSON can hold, and arrays."""
+    name = type(estimator).__name__
+    parameters = estimator.get_params(deep=False)
+    learned = {
+        attribute: value
+        for attribute, value in vars(estimator).items()
+        if attribute not in parameters and attribute != "model_"
+    }
+    unknown = sorted(learned.keys() - NUMBERS.keys() - ARRAYS.keys())
+    if unknown:
+        raise ValueError(
+            f"This {name} has {unknown[0]}, which is neither a parameter nor learned by fit, and "
+            f"would be lost. Delete it (del est.{unknown[0]}), or use joblib.dump."
+        )
+    content = {
+        "class": name,
+        "parameters": _encode_parameters(parameters, name),
+        # The network is that of the fit, whatever set_params did after it.
+        "fitted_with": _encode_parameters(estimator.model_.built_with, name),
+        "learned": {
+            attribute: encode(value) for attribute, value in learned.items() if attribute in NUMBERS
+        },
+        "versions": {
+            "sklearn_sae": __version__,
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+            "torch": torch.__version__,
+        },
+    }
+    arrays = {MODEL + key: value.numpy() for key, value in estimator.model_.state_dict().items()}
+    for attribute in learned.keys() & ARRAYS.keys():
+        arrays[attribute] = np.array(learned[attribute])
+    for attribute in learned.keys() & set(LISTS):
+        arrays[attribute] = np.array(learned[attribute], dtype=np.float64)
+    return content, arrays
+
+
+def _encode_parameters(parameters: dict[str, Any], name: str) -> dict[str, Any]:
+    encoded = {}
+    for parameter, value in parameters.items():
+        try:
+            encoded[parameter] = encode(value)
+        except TypeError as error:
+            raise TypeError(
+                f"The parameter {parameter} of this {name} cannot be saved: {error}. Set it to "
+                "one of those, or use joblib.dump."
+            ) from error
+    return encoded
+
+
+def unpack(content: dict, arrays: dict[str, np.ndarray]) -> BaseSAE:
+    """The estimator of which ``pack`` made these, or an error that says what is wrong with them."""
+    _check_names(content, ("class", "parameters", "fitted_with", "learned", "versions"), ())
+    if content["class"] not in [*CLASSES]:
+        raise ValueError(f"it holds a {content['class']!r}, and not one of {', '.join(CLASSES)}")
+    cls = CLASSES[content["class"]]
+    fitted_with = _construct(cls, content["fitted_with"])
+    fitted_with._validate_params()
+    weights = {name: arrays[name] for name in arrays if name.startswith(MODEL)}
+    learned = _decode_all(content["learned"])
+    learned |= {name: arrays[name] for name in arrays if name not in weights}
+    _check_learned(learned, fitted_with)
+    model = _build_model(fitted_with, learned["null_rates_"], weights)
+    estimator = _construct(cls, content["parameters"])
+    estimator.__dict__.update(learned, model_=model)
+    for name in learned.keys() & set(LISTS):
+        setattr(estimator, name, learned[name].tolist())
+    return estimator
+
+
+def _construct(cls: type[BaseSAE], parameters: Any) -> BaseSAE:
+    values = _decode_all(parameters)
+    _check_names(values, (), cls._get_param_names())
+    return cls(**values)
+
+
+def _decode_all(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError("a part of it is not a JSON object")
+    decoded = {}
+    for name, value in values.items():
+        try:
+            decoded[name] = decode(value)
+        except Exception as error:
+            raise ValueError(f"its value of {name} cannot be read") from error
+    return decoded
+
+
+def _check_names(found: Iterable[str], needed: Iterable[str], possible: Iterable[str]) -> None:
+    """Refuse names that are missing, or neither ``needed`` nor ``possible``."""
+    found, needed = set(found), set(needed)
+    if needed - found:
+        raise ValueError(f"it lacks {min(needed - found)}")
+    unknown = found - needed - set(possible)
+    if unknown:
+        raise ValueError(f"it holds {min(unknown)!r}, which this version does not know")
+
+
+def _check_learned(learned: dict[str, Any], fitted_with: BaseSAE) -> None:
+    """Refuse learned attributes of the wrong kind or shape, or that do not fit each other."""
+    needed = ALWAYS
+    if fitted_with.inference == "semi-amortized":
+        needed = ALWAYS | WITHOUT_ENCODER
+    _check_names(learned, needed, {*NUMBERS, *ARRAYS})
+    for name in learned.keys() & NUMBERS.keys():
+        if type(learned[name]) is not NUMBERS[name]:
+            raise ValueError(f"its {name} is {learned[name]!r}, and not {NUMBERS[name].__name__}")
+    for name in learned.keys() & ARRAYS.keys():
+        dtype, n_axes = ARRAYS[name]
+        if (learned[name].dtype, learned[name].ndim) != (dtype, n_axes):
+            raise ValueError(f"its {name} is not a {dtype} array of {n_axes} axes")
+    n_neurons = learned["n_features_in_"]
+    if n_neurons < 1 or len(learned["null_rates_"]) != n_neurons:
+        raise ValueError(f"its null_rates_ are not those of n_features_in_={n_neurons} neurons")
+    z0 = learned.get("training_initial_conditions_")
+    if z0 is not None and (len(z0) == 0 or z0.shape[1] != fitted_with.n_latents):
+        raise ValueError(
+            f"its training_initial_conditions_ have shape {z0.shape}, and not (n_trials, "
+            f"n_latents = {fitted_with.n_latents})"
+        )
+
+
+def _build_model(
+    fitted_with: BaseSAE, null_rates: np.ndarray, weights: dict[str, np.ndarray]
+) -> SequentialAutoencoder:
+    """The network that ``fitted_with`` describes, with these weights."""
+    fitted_with.null_rates_ = null_rates
+    try:
+        # Shapes only: a size that a file claims takes no memory before its weights prove to fit.
+        model = fitted_with._build_model(None)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError("no network can have the sizes it gives") from error
+    asked = {name: (tuple(weight.shape), "float32") for name, weight in model.state_dict().items()}
+    found = {
+        name.removeprefix(MODEL): (weight.shape, weight.dtype.name)
+        for name, weight in weights.items()
+    }
+    for name in sorted(asked.keys() | found.keys()):
+        if asked.get(name) != found.get(name):
+            raise ValueError(
+                f"its weights {name} are {found.get(name, 'absent')}, and its parameters ask for "
+                f"{asked.get(name, 'none')}"
+            )
+    state = {name.removeprefix(MODEL): torch.from_numpy(w) for name, w in weights.items()}
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False)
