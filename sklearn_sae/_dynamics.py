@@ -19,9 +19,6 @@ from ._mlp import MLP, StateMap, affine, uniform_weight
 
 __all__ = ["SOLVERS", "Dynamics", "GRUCell", "NeuralODE", "RecurrentDynamics", "TanhCell"]
 
-# A latent of unit size should take about ten bins to change, whatever the bin's unit of time.
-FIELD_SCALE = 0.1
-
 FIXED_STEP_SOLVERS = (
     "euler",
     "midpoint",
@@ -55,7 +52,7 @@ class Dynamics(nn.Module):
 
 
 class NeuralODE(Dynamics):
-    """dz/dt = FIELD_SCALE * MLP(z), with time in bins."""
+    """dz/dt = MLP(z) / time_scale, with time in bins."""
 
     def __init__(
         self,
@@ -65,9 +62,11 @@ class NeuralODE(Dynamics):
         rtol: float,
         atol: float,
         adjoint: bool,
+        time_scale: float,
     ) -> None:
         super().__init__()
         self.mlp = mlp
+        self.time_scale = time_scale
         self.solver = solver
         self.n_substeps = math.ceil(1 / step_size - 1e-9)
         self.rtol, self.atol = rtol, atol
@@ -75,7 +74,7 @@ class NeuralODE(Dynamics):
 
     def vector_field(self, z: Tensor) -> Tensor:
         """Rate of change of the latents, per bin."""
-        return FIELD_SCALE * self.mlp(z)
+        return self.mlp(z) / self.time_scale
 
     def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
         if self.solver in TABLEAUS and not self.adjoint:
@@ -85,7 +84,7 @@ class NeuralODE(Dynamics):
                 n_bins,
                 TABLEAUS[self.solver],
                 self.n_substeps,
-                FIELD_SCALE / self.n_substeps,
+                1 / (self.time_scale * self.n_substeps),
             )
         return self._rollout_torchdiffeq(z0, n_bins)
 
@@ -113,7 +112,7 @@ class NeuralODE(Dynamics):
     def step_jacobian(self, z: Tensor) -> Tensor:
         # Other solvers' steps are their own affair; rk4 with ours is as good for a Jacobian.
         tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
-        step_size = FIELD_SCALE / self.n_substeps
+        step_size = 1 / (self.time_scale * self.n_substeps)
         z, chain = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)
         for _ in range(self.n_substeps - 1):
             z, jacobian = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)

@@ -89,6 +89,10 @@ class NODESAE(BaseSAE):
     activation : {"tanh", "relu", "softplus"}, default="tanh"
         Activation of the hidden layers.
 
+    time_scale : float, default=10.0
+        Bins over which latents are expected to change by about their own size: f is the
+        perceptron's output divided by it. Raise it if bins are much shorter than the dynamics.
+
     solver : str, default="midpoint"
         Any method of torchdiffeq: with fixed steps "euler", "midpoint", "heun2", "heun3", "rk4",
         "explicit_adams", "implicit_adams"; adaptive "dopri5", "dopri8", "bosh3", "fehlberg2",
@@ -140,7 +144,8 @@ class NODESAE(BaseSAE):
         ``"onecycle"`` rises for 30 % of the epochs and falls to nearly zero at the end.
 
     weight_decay : float, default=0.0
-        Decoupled weight decay, per unit of learning rate.
+        With "soap", decoupled weight decay per unit of learning rate; with "adam", the gradient of
+        an L2 penalty, as in torch's Adam and in the paper.
 
     clip_norm : float or None, default=1.0
         Largest norm of the gradient over all weights; None does not clip.
@@ -219,8 +224,8 @@ class NODESAE(BaseSAE):
 
     Notes
     -----
-    Time is counted in bins, and ``vector_field`` in latents per bin. The field is a tenth of the
-    perceptron's output, so that a fresh model changes over tens of bins.
+    Time is counted in bins, and ``vector_field`` in latents per bin. In the paper [1]_ a whole
+    trial takes one unit of time, as here with ``time_scale=n_bins - 1``.
 
     References
     ----------
@@ -247,6 +252,7 @@ class NODESAE(BaseSAE):
 
     _parameter_constraints: ClassVar[dict] = {
         **COMMON_CONSTRAINTS,
+        "time_scale": [POSITIVE],
         "solver": [StrOptions(set(SOLVERS))],
         "step_size": [Interval(Real, 0, 1, closed="right")],
         "rtol": [POSITIVE],
@@ -260,6 +266,7 @@ class NODESAE(BaseSAE):
         *,
         hidden_sizes=(128,),
         activation="tanh",
+        time_scale=10.0,
         solver="midpoint",
         step_size=1.0,
         rtol=1e-3,
@@ -293,6 +300,7 @@ class NODESAE(BaseSAE):
         self.n_latents = n_latents
         self.hidden_sizes = hidden_sizes
         self.activation = activation
+        self.time_scale = time_scale
         self.solver = solver
         self.step_size = step_size
         self.rtol = rtol
@@ -325,7 +333,15 @@ class NODESAE(BaseSAE):
 
     def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
         mlp = MLP(self.n_latents, check_sizes(self.hidden_sizes), self.activation, generator)
-        return NeuralODE(mlp, self.solver, self.step_size, self.rtol, self.atol, self.adjoint)
+        return NeuralODE(
+            mlp,
+            self.solver,
+            self.step_size,
+            self.rtol,
+            self.atol,
+            self.adjoint,
+            self.time_scale,
+        )
 
     def vector_field(self, z):
         """Rate of change dz/dt of the latents, with time in bins.
@@ -408,7 +424,8 @@ class RNNSAE(BaseSAE):
         ``"onecycle"`` rises for 30 % of the epochs and falls to nearly zero at the end.
 
     weight_decay : float, default=0.0
-        Decoupled weight decay, per unit of learning rate.
+        With "soap", decoupled weight decay per unit of learning rate; with "adam", the gradient of
+        an L2 penalty, as in torch's Adam and in the paper.
 
     clip_norm : float or None, default=1.0
         Largest norm of the gradient over all weights; None does not clip.

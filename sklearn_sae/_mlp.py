@@ -57,8 +57,10 @@ class StateMap(nn.Module):
 class MLP(StateMap):
     """``n_latents -> hidden_sizes -> n_latents`` with the activation between layers.
 
-    The last layer starts ten times smaller than the others, so that a fresh vector field is close
-    to standing still and a rollout over many bins starts out tame.
+    The first layer starts with units that switch all over the space that latents of unit size
+    visit; drawn as the others, they would all switch near the origin. The last layer starts twenty
+    times smaller, so that a fresh vector field is close to standing still and a rollout over many
+    bins starts out tame.
     """
 
     def __init__(
@@ -76,7 +78,9 @@ class MLP(StateMap):
             for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
         )
         with torch.no_grad():
-            self.weights[-1].mul_(0.1)
+            self.weights[0][:, :-1].mul_(2)
+            self.weights[0][:, -1].mul_(4)
+            self.weights[-1].mul_(0.05)
 
     def forward(self, z: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]

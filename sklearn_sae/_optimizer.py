@@ -66,7 +66,10 @@ class _Moments:
 
 
 class Soap:
-    """Optimise weights by Adam in rotating eigenbases; ``rotate=False`` leaves plain Adam."""
+    """Optimise weights by Adam in rotating eigenbases; ``rotate=False`` leaves plain Adam.
+
+    Weight decay is decoupled, or else an L2 penalty.
+    """
 
     def __init__(
         self,
@@ -75,10 +78,12 @@ class Soap:
         rotate: bool = True,
         betas: tuple[float, float] = (0.95, 0.95),
         weight_decay: float = 0.0,
+        decoupled: bool = True,
         eps: float = 1e-8,
     ) -> None:
         self.weights = list(weights)
         self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
+        self.decoupled = decoupled
         self.moments = [_Moments(weight, rotate) for weight in self.weights]
         self.n_steps = 0
 
@@ -93,13 +98,16 @@ class Soap:
         for weight, moments in zip(self.weights, self.moments, strict=True):
             if weight.grad is None:
                 continue
+            if not self.decoupled:
+                weight.grad.add_(weight, alpha=self.weight_decay)
             moments.track(weight.grad, beta2)
             moments.mean.lerp_(weight.grad, 1 - beta1)
             rotated = moments.into_basis(weight.grad)
             moments.square.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
             mean = moments.into_basis(moments.mean) / correct1
             update = mean / ((moments.square / correct2).sqrt_() + self.eps)
-            weight.mul_(1 - learning_rate * self.weight_decay)
+            if self.decoupled:
+                weight.mul_(1 - learning_rate * self.weight_decay)
             weight.sub_(moments.out_of_basis(update), alpha=learning_rate)
             weight.grad = None
             if self.n_steps % STEPS_BETWEEN_ROTATIONS == 0:
@@ -108,7 +116,7 @@ class Soap:
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "soap": {"rotate": True, "betas": (0.95, 0.95)},
-    "adam": {"rotate": False, "betas": (0.9, 0.999)},
+    "adam": {"rotate": False, "betas": (0.9, 0.999), "decoupled": False},
 }
 
 

@@ -6,7 +6,6 @@ from torchdiffeq import odeint
 
 from sklearn_sae._dynamics import (
     ADAPTIVE_SOLVERS,
-    FIELD_SCALE,
     SOLVERS,
     GRUCell,
     NeuralODE,
@@ -33,7 +32,7 @@ def make_mlp(n_latents=3, activation="tanh"):
 
 
 def make_ode(solver="midpoint", step_size=1.0, adjoint=False, tolerance=1e-9):
-    return NeuralODE(make_mlp(), solver, step_size, tolerance, tolerance, adjoint)
+    return NeuralODE(make_mlp(), solver, step_size, tolerance, tolerance, adjoint, 10.0)
 
 
 CELLS = {
@@ -93,7 +92,7 @@ def test_steps_divide_a_bin_evenly():
 
 def test_vector_field_is_what_is_integrated():
     ode, z = make_ode("euler"), states()
-    torch.testing.assert_close(ode.vector_field(z), FIELD_SCALE * ode.mlp(z))
+    torch.testing.assert_close(ode.vector_field(z), ode.mlp(z) / 10)
     torch.testing.assert_close(ode.step(z) - z, ode.vector_field(z))
 
 
@@ -131,7 +130,7 @@ def test_tolerances_reach_an_adaptive_solver():
 @pytest.mark.parametrize("solver", ["rk4", "midpoint", *ADAPTIVE_SOLVERS])
 def test_adjoint_gradients(solver):
     # Methods of low order would take very many steps.
-    tolerance = 1e-6 if solver in ("adaptive_heun", "fehlberg2") else 1e-9
+    tolerance = {"adaptive_heun": 1e-6, "fehlberg2": 1e-7}.get(solver, 1e-9)
     gradients = []
     for adjoint in (False, True):
         ode = make_ode(solver, 1 / 40, adjoint, tolerance)
@@ -183,7 +182,7 @@ def test_residual_is_the_size_of_an_euler_step(cell):
 
 def test_residual_mlp_is_an_euler_ode():
     # The paper's discrete NODE: z + 0.1 MLP(z).
-    discrete = RecurrentDynamics(make_mlp(), FIELD_SCALE)
+    discrete = RecurrentDynamics(make_mlp(), 0.1)
     torch.testing.assert_close(
         discrete.rollout(states(), 6), make_ode("euler").rollout(states(), 6), rtol=0, atol=1e-12
     )

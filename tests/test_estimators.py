@@ -67,6 +67,7 @@ COMMON_EFFECTS = {
 NODE_EFFECTS = COMMON_EFFECTS | {
     "hidden_sizes": ({}, (16, 16)),
     "activation": ({}, "softplus"),
+    "time_scale": ({}, 20.0),
     "solver": ({}, "euler"),
     "step_size": ({}, 0.5),
     "rtol": ({"solver": "dopri5", "atol": 1e-9}, 1e-9),

@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 seeds = st.integers(0, 2**32 - 1)
 
 DYNAMICS = {
-    "ode": lambda mlp, n, generator: NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False),
-    "ode, rk4": lambda mlp, n, generator: NeuralODE(mlp, "rk4", 0.5, 1e-3, 1e-3, False),
+    "ode": lambda mlp, n, generator: NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False, 10.0),
+    "ode, rk4": lambda mlp, n, generator: NeuralODE(mlp, "rk4", 0.5, 1e-3, 1e-3, False, 10.0),
     "gru": lambda mlp, n, generator: RecurrentDynamics(GRUCell(n, generator), None),
     "residual rnn": lambda mlp, n, generator: RecurrentDynamics(TanhCell(n, generator), 0.2),
     "residual mlp": lambda mlp, n, generator: RecurrentDynamics(mlp, 0.1),

@@ -57,8 +57,12 @@ def test_fresh_weights():
     assert -0.2 <= weight.min() < -0.19
     assert weight.mean().abs() < 0.01
     mlp = MLP(3, (100,), "tanh", generator())
-    assert 0.5 < mlp.weights[0].abs().max() <= 3**-0.5
-    assert mlp.weights[1].abs().max() <= 0.01
+    # Hidden units switch where weight . z + bias = 0: all over latents of unit size.
+    weight, bias = mlp.weights[0][:, :-1], mlp.weights[0][:, -1]
+    assert 0.9 * 2 < weight.abs().max() * 3**0.5 <= 2
+    assert 0.9 * 4 < bias.abs().max() * 3**0.5 <= 4
+    assert 0.5 < (bias.abs() / weight.norm(dim=1)).median() < 1.5
+    assert mlp.weights[1].abs().max() <= 0.005
 
 
 def test_weights_are_drawn_from_the_generator_alone():

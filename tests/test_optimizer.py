@@ -34,18 +34,25 @@ def follow(optimise, weights, gradients, learning_rate=0.1, clip_norm=None):
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.95, 0.95)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_without_rotation_it_is_torchs_adamw(betas, weight_decay, clip_norm):
+@pytest.mark.parametrize("torchs", [torch.optim.AdamW, torch.optim.Adam])
+def test_without_rotation_it_is_torchs(torchs, betas, weight_decay, clip_norm):
     ours, gradients = weights_and_gradients(8)
     theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
-    optimise = Soap(ours, rotate=False, betas=betas, weight_decay=weight_decay)
-    adamw = torch.optim.AdamW(theirs, lr=0.1, betas=betas, weight_decay=weight_decay)
+    optimise = Soap(
+        ours,
+        rotate=False,
+        betas=betas,
+        weight_decay=weight_decay,
+        decoupled=torchs is torch.optim.AdamW,
+    )
+    reference = torchs(theirs, lr=0.1, betas=betas, weight_decay=weight_decay)
     for step in gradients:
         follow(optimise, ours, [step], clip_norm=clip_norm)
         for weight, gradient in zip(theirs, step, strict=True):
             weight.grad = gradient.clone()
         if clip_norm is not None:
             nn.utils.clip_grad_norm_(theirs, clip_norm)
-        adamw.step()
+        reference.step()
         for weight, expected in zip(ours, theirs, strict=True):
             torch.testing.assert_close(weight, expected, rtol=1e-10, atol=1e-12)
 
@@ -53,6 +60,7 @@ def test_without_rotation_it_is_torchs_adamw(betas, weight_decay, clip_norm):
 def test_the_two_optimisers_on_offer():
     assert not Soap([], **OPTIMIZERS["adam"]).moments
     assert OPTIMIZERS["adam"]["betas"] == (0.9, 0.999)
+    assert not OPTIMIZERS["adam"]["decoupled"]
     weight = nn.Parameter(normal(3, 2))
     assert Soap([weight], **OPTIMIZERS["soap"]).moments[0].rotated == [0, 1]
     assert Soap([weight], **OPTIMIZERS["adam"]).moments[0].rotated == []

@@ -36,7 +36,7 @@ class Setup:
         self.trials = Trials(spikes() if data is None else data, has_missing=has_missing)
         self.generator = torch.Generator().manual_seed(seed)
         mlp = MLP(2, (16,), "tanh", self.generator)
-        dynamics = NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False)
+        dynamics = NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False, 10.0)
         weight, table = pca_start(self.trials, 2, 1.0, np.random.default_rng(seed))
         dropout = changes.pop("dropout", 0.0)
         encoder = None

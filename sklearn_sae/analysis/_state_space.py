@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._base import BaseSAE
-from .._dynamics import FIELD_SCALE, NeuralODE
+from .._dynamics import NeuralODE
 from ..datasets import System
 
 __all__ = ["Array", "StateSpace", "as_rows", "as_state_space"]
@@ -153,7 +153,7 @@ def _of_neural_ode(dynamics: NeuralODE) -> tuple[Function, Function]:
     def jacobian(z: Array) -> Array:
         with torch.no_grad():
             columns = torch.from_numpy(np.ascontiguousarray(z.T))
-            return (FIELD_SCALE * dynamics.mlp.jacobian(columns)).permute(2, 0, 1).numpy()
+            return (dynamics.mlp.jacobian(columns) / dynamics.time_scale).permute(2, 0, 1).numpy()
 
     return field, jacobian
 
