@@ -45,6 +45,7 @@ SEEDS = tuple(range(5))
 
 PAPER = {
     "inference": "amortized",
+    "hidden_sizes": (128,),
     "encoder_size": 64,
     "dropout": 0.05,
     "initial_condition_dropout": 0.05,

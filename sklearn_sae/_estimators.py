@@ -83,7 +83,7 @@ class NODESAE(BaseSAE):
     n_latents : int, default=3
         Latent dimension: number of state variables of the dynamics.
 
-    hidden_sizes : tuple of int, default=(128,)
+    hidden_sizes : tuple of int, default=(64,)
         Units of the hidden layers of the vector field f, a multilayer perceptron.
 
     activation : {"tanh", "relu", "softplus"}, default="tanh"
@@ -153,7 +153,7 @@ class NODESAE(BaseSAE):
     batch_size : int or "auto", default="auto"
         Trials per step; "auto" is a quarter of the trials, at most 320.
 
-    max_epochs : int, default=300
+    max_epochs : int, default=450
         Passes over the training trials.
 
     horizon_start : int, default=10
@@ -264,7 +264,7 @@ class NODESAE(BaseSAE):
         self,
         n_latents=3,
         *,
-        hidden_sizes=(128,),
+        hidden_sizes=(64,),
         activation="tanh",
         time_scale=10.0,
         solver="midpoint",
@@ -284,7 +284,7 @@ class NODESAE(BaseSAE):
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=300,
+        max_epochs=450,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,
@@ -382,7 +382,7 @@ class RNNSAE(BaseSAE):
         None: the cell gives the next latents. A number: it gives their change, z + residual *
         cell(z).
 
-    hidden_sizes : tuple of int, default=(128,)
+    hidden_sizes : tuple of int, default=(64,)
         Units of the hidden layers, if ``cell="mlp"``.
 
     activation : {"tanh", "relu", "softplus"}, default="tanh"
@@ -433,7 +433,7 @@ class RNNSAE(BaseSAE):
     batch_size : int or "auto", default="auto"
         Trials per step; "auto" is a quarter of the trials, at most 320.
 
-    max_epochs : int, default=300
+    max_epochs : int, default=450
         Passes over the training trials.
 
     horizon_start : int, default=10
@@ -541,7 +541,7 @@ class RNNSAE(BaseSAE):
         *,
         cell="gru",
         residual=None,
-        hidden_sizes=(128,),
+        hidden_sizes=(64,),
         activation="tanh",
         encoder_size=64,
         inference="semi-amortized",
@@ -555,7 +555,7 @@ class RNNSAE(BaseSAE):
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=300,
+        max_epochs=450,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,

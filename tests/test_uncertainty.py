@@ -8,7 +8,7 @@ from sklearn_sae import NODESAE
 from sklearn_sae._inference import Prior
 from sklearn_sae._uncertainty import _laplace, _log_rate_variance, model_variance
 from sklearn_sae._validation import check_trials
-from sklearn_sae.datasets import make_chaotic_spikes
+from sklearn_sae.datasets import CustomSystem, make_chaotic_spikes
 
 
 def ring(n_trials, n_bins=25, n_neurons=10, seed=0):
@@ -44,7 +44,9 @@ def test_fewer_spikes_leave_more_open(est):
     hidden[:, 5:] = np.nan
     _, std = est.transform(spikes, return_std=True)
     _, std_hidden = est.transform(hidden, return_std=True)
-    assert (std_hidden[:, -1] > std[:, -1]).mean() > 0.95
+    # All directions together: the dynamics may contract one of them, whatever was seen.
+    open_, closed = (np.linalg.norm(s[:, -1], axis=1) for s in (std_hidden, std))
+    assert (open_ > 1.2 * closed).all()
     assert np.isfinite(est.predict(hidden, return_std=True)[1]).all()
 
 
@@ -102,6 +104,29 @@ def test_amortized_has_no_posterior():
     est = NODESAE(n_latents=2, inference="amortized", max_epochs=1, random_state=0).fit(spikes)
     with pytest.raises(ValueError, match='inference="semi-amortized"'):
         est.predict(spikes, return_std=True)
+
+
+def van_der_pol(z):
+    x, y = z[..., 0], z[..., 1]
+    return np.stack([y, 1.5 * (1 - x**2) * y - x], axis=-1)
+
+
+def test_calibrated_on_a_system_of_another_kind():
+    # A relaxation oscillator: nothing in the model was set with it.
+    data = make_chaotic_spikes(
+        CustomSystem(van_der_pol, [1.0, 0.0], period=7.1),
+        n_trials=150,
+        n_bins=40,
+        n_neurons=20,
+        points_per_period=35,
+        trials="independent",
+        random_state=3,
+    )
+    est = NODESAE(n_latents=2, random_state=0).fit(data.spikes[data.train])
+    unseen = np.concatenate([data.test, data.validation])
+    rates, std = est.predict(data.spikes[unseen], return_std=True)
+    inside = np.abs(data.rates[unseen] - rates) < 1.645 * std
+    assert 0.80 < inside.mean() < 0.97
 
 
 @pytest.mark.slow
