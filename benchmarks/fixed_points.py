@@ -15,6 +15,7 @@ orbit that the true one does not have, where long runs end in the course of time
 
 import argparse
 import csv
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,6 +34,7 @@ MODELS = [
     ("Lorenz", RNNSAE, 10),
 ]
 N_STARTS = 1024
+RESULTS = Path(__file__).parent / "results"
 
 
 def main(quick, out):
@@ -166,10 +168,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="tiny fits, to check that it runs")
     parser.add_argument(
-        "--out",
-        help="default: benchmarks/results/fixed_points.csv; fixed_points_quick.csv if quick",
+        "--out", help="default: benchmarks/results/fixed_points.csv; a temporary folder if quick"
     )
     arguments = parser.parse_args()
-    suffix = "_quick" if arguments.quick else ""
-    default = Path(__file__).parent / "results" / f"fixed_points{suffix}.csv"
-    main(arguments.quick, arguments.out or default)
+    folder = tempfile.mkdtemp(prefix="fixed-points-quick-") if arguments.quick else RESULTS
+    main(arguments.quick, arguments.out or Path(folder) / "fixed_points.csv")
