@@ -1,0 +1,282 @@
+"""How fast are training and inference, and how far from what the machine can do?
+
+python benchmarks/speed.py [--quick] [--out benchmarks/results/speed.csv]
+
+Every figure is a ratio of times measured in this one run, most of them medians of repeats. Run it
+on a quiet machine: threads that share a core with other programs wait for them.
+
+accuracy   seconds until the rate R2 on validation trials of Arneodo passes 0.912, the paper's final
+           figure, and 0.97, with all defaults and three latents; against 2400 steps of the paper's
+           recipe (reference.py)
+step       one training step of 320 trials of 70 bins, and its parts; the floor is its
+           floating-point operations at the rate of a large matrix product, and its activations at
+           that of a sigmoid in the cache
+inference  transform of 320 trials, against 80 steps of Adam on the same log-posterior
+growth     fit and transform while trials, bins, neurons or latents double, three times each
+"""
+
+import argparse
+import csv
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import reference
+import torch
+
+from sklearn_sae import NODESAE, __version__
+from sklearn_sae._batches import Trials
+from sklearn_sae._inference import Prior, best_start, refine
+from sklearn_sae._likelihood import log_likelihood, mean_loss
+from sklearn_sae._optimizer import OPTIMIZERS, Soap
+from sklearn_sae._validation import check_trials
+from sklearn_sae.datasets import make_chaotic_spikes
+from sklearn_sae.metrics import rate_r2
+
+RESULTS = Path(__file__).parent / "results"
+CPU = torch.device("cpu")
+N_TRIALS, N_BINS = 320, 70
+TARGETS = (0.912, 0.97)
+
+
+def main(quick, out):
+    rows = []
+
+    def report(part, what, seconds, against=None, other=None):
+        ratio = "" if other is None else round(other / seconds, 3)
+        rows.append(
+            {
+                "part": part,
+                "what": what,
+                "seconds": f"{seconds:.4g}",
+                "against": against or "",
+                "ratio": ratio,
+                "threads": torch.get_num_threads(),
+                "version": __version__,
+            }
+        )
+        print(f"{part:<10} {what:<44} {seconds:10.4g} s  {against or '':<34} {ratio}", flush=True)
+
+    data = make_chaotic_spikes("Arneodo", n_trials=100 if quick else 2000, random_state=0)
+    options = {"max_epochs": 4} if quick else {}
+    model = measure_accuracy(data, options, report)
+    measure_step(data, model, report, n_repeats=2 if quick else 9)
+    measure_inference(data, model, report)
+    measure_growth(report, n_doublings=1 if quick else 3)
+
+    with out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"Saved {out}")
+
+
+def median_seconds(work, n_repeats):
+    work()
+    seconds = []
+    for _ in range(n_repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+# ----------------------------------------------------------------------------- time to accuracy
+
+
+class Watch:
+    """In the place of early stopping: rate R2 on validation trials, off the clock."""
+
+    scores, best_score = (), np.nan
+
+    def __init__(self, data, every):
+        self.data, self.every = data, every
+        self.batch = Trials(data.spikes[data.validation], has_missing=False).batch(
+            np.arange(len(data.validation)), CPU
+        )
+        self.curve = []
+
+    def bind(self, model, validation, initial_conditions, device):
+        self.model, self.table = model, initial_conditions.table
+        self.start, self.off = time.perf_counter(), 0.0
+        return self
+
+    @torch.no_grad()
+    def should_stop(self, record):
+        if record.epoch % self.every == 0:
+            begin = time.perf_counter()
+            prior = Prior.from_samples(self.table)
+            z0 = best_start(self.model, prior, self.batch, self.table.T)
+            z0 = refine(self.model, prior, self.batch, z0, max_iter=10)
+            rates = self.model.log_rates(z0, len(self.batch.counts)).exp().permute(2, 0, 1)
+            r2 = rate_r2(self.data.rates[self.data.validation], rates.numpy())
+            self.curve.append((begin - self.start - self.off, r2))
+            self.off += time.perf_counter() - begin
+        return False
+
+    def restore_best(self):
+        """The model stays as training leaves it."""
+
+
+def measure_accuracy(data, options, report):
+    spikes = data.spikes[data.train]
+    step = reference.seconds_per_step(spikes)
+    paper = reference.STEPS_TO_CONVERGE * step
+    report("accuracy", "the paper's recipe, one step", step)
+    report("accuracy", f"the paper's recipe, {reference.STEPS_TO_CONVERGE} steps", paper)
+
+    est = NODESAE(n_latents=3, random_state=0, **options)
+    watch = Watch(data, every=5)
+    est._early_stopping = watch.bind
+    est.fit(spikes)
+    for target in TARGETS:
+        reached = [seconds for seconds, r2 in watch.curve if r2 > target]
+        if reached:
+            report("accuracy", f"rate R2 passes {target}", reached[0], "the paper's recipe", paper)
+    del est._early_stopping
+    est = NODESAE(n_latents=3, random_state=0, **options)
+    start = time.perf_counter()
+    est.fit(spikes)
+    seconds = time.perf_counter() - start
+    r2 = rate_r2(data.rates[data.validation], est.predict(data.spikes[data.validation]))
+    report("accuracy", f"whole fit, rate R2 {r2:.4f}", seconds, "the paper's recipe", paper)
+    return est
+
+
+# ----------------------------------------------------------------------------- one step
+
+
+def measure_step(data, est, report, n_repeats):
+    model = est.model_.requires_grad_(True)
+    trials = check_trials(est, data.spikes[data.train], reset=False)
+    rows = np.resize(np.arange(len(trials)), N_TRIALS)
+    z0 = torch.from_numpy(est.training_initial_conditions_[rows].T.copy()).requires_grad_()
+    optimise = Soap(model.generator_parameters(), **OPTIMIZERS["soap"])
+    batch = trials.batch(rows, CPU)
+
+    def step():
+        whole = trials.batch(rows, CPU)
+        mean_loss(model.log_rates(z0, N_BINS), whole).backward()
+        optimise.step(0.0, 1.0)
+
+    def backward(rollout):
+        rollout().square().sum().backward()
+        for parameter in model.parameters():
+            parameter.grad = None
+
+    latents = model.dynamics.rollout(z0, N_BINS).detach()
+    hidden = len(model.dynamics.mlp.weights[0])
+    n_evaluations = 2 * (N_BINS - 1)
+    floor = arithmetic_floor(3, hidden, batch.counts.shape[1], n_evaluations, n_repeats)
+    whole = median_seconds(step, n_repeats)
+    report("step", "whole", whole)
+    report("step", "arithmetic floor", floor, "whole step", whole)
+    measured = partial(median_seconds, n_repeats=n_repeats)
+    report("step", "batch", measured(lambda: trials.batch(rows, CPU)))
+    report(
+        "step",
+        "readout and likelihood, both ways",
+        measured(lambda: mean_loss(model.readout(latents.requires_grad_()), batch).backward()),
+    )
+    gradients = [torch.randn_like(weight) for weight in model.generator_parameters()]
+
+    def optimiser():
+        for weight, gradient in zip(model.generator_parameters(), gradients, strict=True):
+            weight.grad = gradient.clone()
+        optimise.step(0.0, 1.0)
+
+    report("step", "optimiser", measured(optimiser))
+    dynamics = model.dynamics
+    for solver in ("midpoint", "rk4", "dopri5"):
+        dynamics.solver = solver
+        theirs = measured(lambda: backward(lambda: dynamics._rollout_torchdiffeq(z0, N_BINS)))
+        if solver == "dopri5":
+            report("step", "dopri5 at 1e-3, torchdiffeq, both ways", theirs)
+        else:
+            ours = measured(lambda: backward(lambda: dynamics.rollout(z0, N_BINS)))
+            report("step", f"{solver}, both ways", ours, "torchdiffeq", theirs)
+    dynamics.solver = "midpoint"
+    model.requires_grad_(False)
+
+
+def arithmetic_floor(n_latents, n_hidden, n_neurons, n_evaluations, n_repeats):
+    """Seconds of a step if only its products and activations took time, at full speed."""
+    n = 1024
+    a, out = torch.randn(n, n), torch.empty(n, n)
+    product = median_seconds(lambda: torch.mm(a, a, out=out), n_repeats) / (2 * n**3)
+    # One evaluation's hidden units, which stay in the cache as they do in a rollout.
+    small = torch.randn(n_hidden, N_TRIALS)
+    activation = median_seconds(lambda: torch.sigmoid(small, out=small), 20 * n_repeats)
+    per_evaluation = 2 * N_TRIALS * n_hidden * (2 * n_latents + 1)
+    per_bin = 2 * N_TRIALS * n_neurons * (n_latents + 1)
+    # A backward pass multiplies twice for each product of the forward pass.
+    n_operations = 3 * (n_evaluations * per_evaluation + N_BINS * per_bin)
+    return n_operations * product + n_evaluations * activation
+
+
+# ----------------------------------------------------------------------------- inference
+
+
+def measure_inference(data, est, report):
+    spikes = data.spikes[data.validation][:N_TRIALS]
+    ours = median_seconds(lambda: est.transform(spikes), 5)
+    (model, batch), *_ = est._batches(spikes)
+    table, prior = est._learned_initial_conditions(CPU)
+    with torch.no_grad():
+        start = best_start(model, prior, batch, table.T)
+
+    def log_posterior(z0):
+        log_rates = model.log_rates(z0, len(batch.counts))
+        return log_likelihood(log_rates, batch.counts, batch.mask) + prior.log_density(z0)
+
+    def adam():
+        z0 = start.clone().requires_grad_()
+        optimise = torch.optim.Adam([z0], lr=0.05)
+        for _ in range(80):
+            optimise.zero_grad()
+            (-log_posterior(z0).sum()).backward()
+            optimise.step()
+        return z0.detach()
+
+    z0 = torch.from_numpy(est.initial_conditions(spikes).T.copy())
+    climbed = adam()
+    with torch.no_grad():
+        higher = (log_posterior(z0) - log_posterior(climbed)).mean()
+    what = f"transform; log-posterior {higher:+.3f} nats a trial"
+    report("inference", what, ours, "80 steps of Adam", median_seconds(adam, 3))
+
+
+# ----------------------------------------------------------------------------- growth
+
+
+def measure_growth(report, n_doublings):
+    base = {"trials": 160, "bins": 40, "neurons": 20, "latents": 4}
+    for what in base:
+        before = None
+        for doubling in range(n_doublings + 1):
+            size = {**base, what: base[what] * 2**doubling}
+            rng = np.random.default_rng(0)
+            phase = (
+                rng.uniform(0, 6, (size["trials"], 1, 1)) + 0.2 * np.arange(size["bins"])[:, None]
+            )
+            spikes = rng.poisson(np.exp(np.sin(phase + np.arange(size["neurons"])) - 1))
+            est = NODESAE(n_latents=size["latents"], max_epochs=10, random_state=0)
+            fit = median_seconds(lambda est=est, spikes=spikes: est.fit(spikes), 3)
+            transform = median_seconds(lambda est=est, spikes=spikes: est.transform(spikes), 3)
+            for name, seconds in (("fit", fit), ("transform", transform)):
+                other = before and before[name]
+                report("growth", f"{name}, {size[what]} {what}", seconds, before and "half", other)
+            before = {"fit": fit, "transform": transform}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
+    parser.add_argument("--out", type=Path, help="default: benchmarks/results/speed.csv")
+    arguments = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="speed-quick-")) if arguments.quick else RESULTS
+    main(arguments.quick, arguments.out or folder / "speed.csv")
