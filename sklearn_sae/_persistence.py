@@ -16,7 +16,7 @@ from ._base import BaseSAE
 from ._estimators import NODESAE, RNNSAE
 from ._json import decode, encode
 from ._model import SequentialAutoencoder
-from ._storage import read, write
+from ._storage import Damaged, Foreign, read, write
 
 __all__ = ["load", "save"]
 
@@ -109,7 +109,17 @@ def load(path: str | os.PathLike[str]) -> BaseSAE:
     >>> bool((same.predict(spikes) == est.predict(spikes)).all())
     True
     """
-    content, arrays = read(path)
+    try:
+        content, arrays = read(path)
+    except Foreign as error:
+        raise ValueError(
+            f"{error} Load a pickle with the library that wrote it, and only if you trust its "
+            "source."
+        ) from error
+    except Damaged as error:
+        raise ValueError(
+            f"{error} Copy it again from where it came, or save the estimator again."
+        ) from error
     try:
         return unpack(content, arrays)
     except Exception as error:  # a file may be wrong in any way, and all of them are its fault

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-__all__ = ["read", "write"]
+__all__ = ["Damaged", "Foreign", "read", "write"]
 
 #: Raise it when files change so that earlier versions of the package would misread them.
 FORMAT_VERSION = 1
@@ -28,6 +28,14 @@ ENTRY = "sklearn_sae"
 #: A header is a few kilobytes; one that claims to be huge is not worth the memory of reading it.
 LARGEST_HEADER = 2**18
 DTYPES = ("F32", "F64")
+
+
+class Foreign(ValueError):
+    """A file that ``write`` did not write."""
+
+
+class Damaged(ValueError):
+    """A file that is no longer as ``write`` wrote it."""
 
 
 def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -71,8 +79,8 @@ def _replace(target: Path, data: bytes) -> None:
 def read(path: str | os.PathLike[str]) -> tuple[dict, dict[str, np.ndarray]]:
     """Content and arrays of a file that ``write`` wrote.
 
-    Raises FileNotFoundError if there is none, ValueError if it is another file, damaged or newer,
-    and any other OSError as it comes.
+    Raises FileNotFoundError if there is none, Foreign, Damaged, ValueError if it is newer, and any
+    other OSError as it comes. What can be done about it depends on the file, and the caller says.
     """
     with open(path, "rb") as file:
         header_size = _header_size(file.read(8))
@@ -87,14 +95,14 @@ def read(path: str | os.PathLike[str]) -> tuple[dict, dict[str, np.ndarray]]:
             entry = _entry(path, file.metadata())
             for name in file.keys():
                 if file.get_slice(name).get_dtype() not in DTYPES:
-                    raise _damaged(path, f"{name} is of a dtype that est.save does not write")
+                    raise _damaged(path, f"{name} is of a dtype that is never written")
                 arrays[name] = _aligned(file.get_tensor(name))
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
     try:
         checksum = _checksum(entry["content"], arrays)
     except (RecursionError, ValueError) as error:
-        raise _damaged(path, "its header is not as est.save writes it") from error
+        raise _damaged(path, "its header is not as it was written") from error
     if entry.get("sha256") != checksum:
         raise _damaged(path, "its checksum is wrong")
     return entry["content"], arrays
@@ -115,7 +123,7 @@ def _entry(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dic
             f"{FORMAT_VERSION}. Upgrade sklearn_sae to load it."
         )
     if version != FORMAT_VERSION or not isinstance(entry.get("content"), dict):
-        raise _damaged(path, "its header is not as est.save writes it")
+        raise _damaged(path, "its header is not as it was written")
     return entry
 
 
@@ -141,15 +149,9 @@ def _checksum(content: Any, arrays: dict[str, np.ndarray]) -> str:
     return checksum.hexdigest()
 
 
-def _foreign(path: str | os.PathLike[str]) -> ValueError:
-    return ValueError(
-        f"{path} was not written by est.save. Load a pickle with the library that wrote it, and "
-        "only if you trust its source."
-    )
+def _foreign(path: str | os.PathLike[str]) -> Foreign:
+    return Foreign(f"{path} was not written by sklearn_sae.")
 
 
-def _damaged(path: str | os.PathLike[str], what: str) -> ValueError:
-    return ValueError(
-        f"{path} is damaged or cut short: {what}. Copy it again from where it came, or save the "
-        "estimator again."
-    )
+def _damaged(path: str | os.PathLike[str], what: str) -> Damaged:
+    return Damaged(f"{path} is damaged or cut short: {what}.")

@@ -312,7 +312,16 @@ def test_a_missing_file_is_named(path):
 
 def test_a_pickle_is_refused(est, path):
     path.write_bytes(pickle.dumps(est))
-    with pytest.raises(ValueError, match=rf"{path.name} was not written by est\.save"):
+    with pytest.raises(
+        ValueError, match=rf"{path.name} was not written .*\. Load a pickle with the"
+    ):
+        load(path)
+
+
+def test_a_truncated_file_is_refused(est, path):
+    est.save(path)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=rf"{path.name} is damaged .*\. Copy it again from where"):
         load(path)
 
 

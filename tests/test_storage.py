@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pickle
-import re
 import stat
 
 import numpy as np
@@ -16,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sklearn_sae import _storage
-from sklearn_sae._storage import read, write
+from sklearn_sae._storage import Damaged, Foreign, read, write
 
 CONTENT = {"name": "a", "values": [1, 0.1, None, True, "ü"], "inner": {"x": {}}}
 OTHER = {"other": 1}
@@ -42,11 +41,11 @@ def same(arrays, others):
     )
 
 
-def refused(path, match):
-    """Reading raises a ValueError that names the file and says what is wrong."""
-    with pytest.raises(ValueError, match=match) as caught:
+def refused(path, error, match=None):
+    """Reading raises an error of this very type that names the file and says what is wrong."""
+    with pytest.raises(error, match=match) as caught:
         read(path)
-    assert type(caught.value) is ValueError
+    assert type(caught.value) is error
     assert str(path) in str(caught.value)
 
 
@@ -210,27 +209,29 @@ def npz():
 def test_a_foreign_file_is_refused(tmp_path, data):
     path = tmp_path / "foreign"
     path.write_bytes(data)
-    refused(path, r"was not written by est\.save\. Load a pickle with the library that wrote it")
+    refused(path, Foreign, "was not written by sklearn_sae")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_a_foreign_safetensors_file_is_refused(tmp_path, metadata):
     path = tmp_path / "foreign"
     save_file({"a": np.zeros(3)}, path, metadata)
-    refused(path, r"was not written by est\.save")
+    refused(path, Foreign)
 
 
 def test_an_empty_file_is_refused(tmp_path):
     path = tmp_path / "empty"
     path.touch()
-    refused(path, "is damaged or cut short: it ends within its header. Copy it again")
+    refused(path, Damaged, "is damaged or cut short: it ends within its header")
 
 
 def test_a_newer_format_is_refused(path, monkeypatch):
     monkeypatch.setattr(_storage, "FORMAT_VERSION", 2)
     write(path, CONTENT, ARRAYS)
     monkeypatch.undo()
-    refused(path, "file format 2, and this version of sklearn_sae reads format 1. Upgrade")
+    refused(
+        path, ValueError, "file format 2, and this version of sklearn_sae reads format 1. Upgrade"
+    )
 
 
 @pytest.mark.parametrize(
@@ -257,7 +258,7 @@ def test_a_newer_format_is_refused(path, monkeypatch):
 )
 def test_a_malformed_header_is_refused(path, entry):
     save_file(ARRAYS | {"weights": np.zeros(3)}, path, {"sklearn_sae": entry})
-    refused(path, "is damaged or cut short: (its header is not|its checksum is wrong)")
+    refused(path, Damaged, "is damaged or cut short: (its header is not|its checksum is wrong)")
 
 
 @pytest.mark.parametrize("depth", [100, 800, *range(900, 1000, 5), 10_000])
@@ -265,7 +266,7 @@ def test_a_header_nested_without_end_is_refused(path, depth):
     nested = "[" * depth + "]" * depth
     entry = f'{{"format_version":1,"content":{{"a":{nested}}}}}'
     save_file({"a": np.zeros(3)}, path, {"sklearn_sae": entry})
-    refused(path, "is damaged or cut short: (its header is not|its checksum is wrong)")
+    refused(path, Damaged, "is damaged or cut short: (its header is not|its checksum is wrong)")
 
 
 def test_a_header_that_claims_to_be_huge_is_not_read(path, monkeypatch):
@@ -274,7 +275,7 @@ def test_a_header_that_claims_to_be_huge_is_not_read(path, monkeypatch):
     with open(path, "wb") as file:
         file.write((2**18 + 8).to_bytes(8, "little") + data[8:])
         file.truncate(2**19)
-    refused(path, r"was not written by est\.save")
+    refused(path, Foreign)
 
 
 def test_a_dtype_that_is_never_written_is_refused(path):
@@ -285,7 +286,7 @@ def test_a_dtype_that_is_never_written_is_refused(path):
         }
     ).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    refused(path, "a is of a dtype")
+    refused(path, Damaged, "a is of a dtype")
 
 
 # ------------------------------------------------------------------ damage
@@ -295,13 +296,13 @@ def test_every_truncation_is_refused(path):
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
-        refused(path, r"is damaged or cut short: .*Copy it again")
+        refused(path, Damaged)
 
 
 @pytest.mark.parametrize("tail", [b"\0", b" " * 8, b"tail"])
 def test_a_longer_file_is_refused(path, tail):
     path.write_bytes(path.read_bytes() + tail)
-    refused(path, "is damaged")
+    refused(path, Damaged)
 
 
 def test_a_flipped_bit_in_any_byte_is_found_or_changes_nothing(path):
@@ -315,7 +316,8 @@ def test_a_flipped_bit_in_any_byte_is_found_or_changes_nothing(path):
         try:
             content, arrays = read(path)
         except ValueError as error:
-            assert type(error) is ValueError and str(path) in str(error)
+            assert isinstance(error, Damaged | Foreign) or "Upgrade" in str(error)
+            assert str(path) in str(error)
             n_found += 1
         else:
             assert content == CONTENT and same(arrays, ARRAYS)
@@ -336,7 +338,7 @@ def test_random_bytes_are_refused_or_change_nothing(path, start, stop, between):
     try:
         content, arrays = read(other)
     except ValueError as error:
-        assert re.search(r"written by est\.save|damaged|Upgrade", str(error))
+        assert isinstance(error, Damaged | Foreign) or "Upgrade" in str(error)
     else:
         assert content == CONTENT and same(arrays, ARRAYS)
 
