@@ -21,6 +21,7 @@ from ._encoder import Encoder
 from ._fitted import FittedMixin
 from ._inference import trials_at_once
 from ._model import SequentialAutoencoder
+from ._optimizer import OPTIMIZERS, Soap
 from ._readout import Readout, pca_start
 from ._schedule import Schedule
 from ._training import (
@@ -183,6 +184,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
+        weights = model.generator_parameters() + initial_conditions.parameters()
+        optimiser = Soap(weights, weight_decay=self.weight_decay, **OPTIMIZERS[self.optimizer])
         records = train(
             model,
             training,
@@ -195,8 +198,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 horizon_step=self.horizon_step,
                 horizon_growth=self.horizon_growth,
             ),
-            optimizer=self.optimizer,
-            weight_decay=self.weight_decay,
+            optimiser,
             clip_norm=self.clip_norm,
             batch_size=self._batch_size(training),
             max_epochs=self.max_epochs,

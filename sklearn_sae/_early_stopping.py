@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -58,7 +56,7 @@ class EarlyStopping:
     """
 
     def __init__(
-        self, score: Callable[[], float], state: dict[str, Tensor], patience: int, tol: float
+        self, score: ValidationScore, state: dict[str, Tensor], patience: int, tol: float
     ) -> None:
         self.score, self.state = score, state
         self.patience, self.tol = patience, tol
@@ -84,3 +82,27 @@ class EarlyStopping:
         for name, tensor in self.state.items():
             if name in self._best:
                 tensor.copy_(self._best[name])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next epoch's decision depends on beside the model; not a copy."""
+        numbers = {
+            "scores": self.scores,
+            "best_score": [self.best_score],
+            "n_without_gain": [self.n_without_gain],
+        }
+        state = {
+            name: torch.tensor(values, dtype=torch.float64, device="cpu")
+            for name, values in numbers.items()
+        }
+        if self.score.z0 is not None:
+            state["z0"] = self.score.z0
+        return state | {f"best.{name}": tensor for name, tensor in self._best.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on as the one whose ``state_dict`` this was."""
+        self.scores = state["scores"].tolist()
+        self.best_score = state["best_score"].item()
+        self.n_without_gain = int(state["n_without_gain"])
+        if "z0" in state:
+            self.score.z0 = state["z0"].to(self.score.batch.counts.device)
+        self._best = {name: state[f"best.{name}"] for name in self.state if f"best.{name}" in state}

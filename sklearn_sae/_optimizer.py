@@ -54,6 +54,18 @@ class _Moments:
             self.square = self.square.index_select(side, order)
             self.basis[side] = torch.linalg.qr(spread @ basis[:, order])[0]
 
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"mean": self.mean, "square": self.square}
+        for side in self.basis:
+            state |= {f"spread{side}": self.spread[side], f"basis{side}": self.basis[side]}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.mean, self.square = state["mean"], state["square"]
+        sides = [side for side in self.rotated if f"basis{side}" in state]
+        self.spread = {side: state[f"spread{side}"] for side in sides}
+        self.basis = {side: state[f"basis{side}"] for side in sides}
+
     def into_basis(self, x: Tensor) -> Tensor:
         if 0 in self.basis:
             x = self.basis[0].T @ x
@@ -113,6 +125,26 @@ class Soap:
             if self.n_steps % STEPS_BETWEEN_ROTATIONS == 0:
                 moments.refresh_bases()
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step depends on beside the weights; not a copy."""
+        state = {"n_steps": torch.tensor([self.n_steps], dtype=torch.float64, device="cpu")}
+        for i, moments in enumerate(self.moments):
+            state |= {f"{i}.{name}": tensor for name, tensor in moments.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on as the optimiser whose ``state_dict`` this was."""
+        self.n_steps = int(state["n_steps"])
+        for i, (weight, moments) in enumerate(zip(self.weights, self.moments, strict=True)):
+            prefix = f"{i}."
+            moments.load_state_dict(
+                {
+                    name.removeprefix(prefix): tensor.to(weight.device)
+                    for name, tensor in state.items()
+                    if name.startswith(prefix)
+                }
+            )
+
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "soap": {"rotate": True, "betas": (0.95, 0.95)},
@@ -138,3 +170,12 @@ class RowAdam:
         square = square / (1 - 0.999**n_steps)
         # No epsilon beside the gradient's own size: a trial's gradient shrinks with the batch.
         self.table[rows] -= learning_rate * mean / (square.sqrt() + 1e-15)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next step depends on beside the table; not a copy."""
+        return {"mean": self.mean, "square": self.square, "n_steps": self.n_steps}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on as the one whose ``state_dict`` this was."""
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])

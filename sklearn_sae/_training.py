@@ -15,7 +15,7 @@ from ._encoder import Encoder, drop, hide_at_random
 from ._inference import Prior, refine, trials_at_once
 from ._likelihood import mean_loss
 from ._model import SequentialAutoencoder
-from ._optimizer import OPTIMIZERS, RowAdam, Soap
+from ._optimizer import RowAdam, Soap
 from ._schedule import Schedule
 
 __all__ = ["EncodedInitialConditions", "FreeInitialConditions", "Record", "train"]
@@ -54,6 +54,14 @@ class InitialConditions(ABC):
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
         """Weights to train beside those of dynamics and readout."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next epoch depends on beside all weights; not a copy."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on as those whose ``state_dict`` this was."""
 
 
 class FreeInitialConditions(InitialConditions):
@@ -100,6 +108,13 @@ class FreeInitialConditions(InitialConditions):
     def parameters(self) -> list[nn.Parameter]:
         return []
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"table": self.table, **self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.table.copy_(state["table"])
+        self.adam.load_state_dict(state)
+
 
 class EncodedInitialConditions(InitialConditions):
     """The encoder gives them, and is trained end to end (``inference="amortized"``)."""
@@ -131,25 +146,33 @@ class EncodedInitialConditions(InitialConditions):
     def parameters(self) -> list[nn.Parameter]:
         return list(self.encoder.parameters())
 
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to load: the encoder is one of the weights."""
+
 
 def train(
     model: SequentialAutoencoder,
     trials: Trials,
     initial_conditions: InitialConditions,
     schedule: Schedule,
+    optimiser: Soap,
     *,
-    optimizer: str,
-    weight_decay: float,
     clip_norm: float | None,
     batch_size: int,
     max_epochs: int,
     generator: torch.Generator,
     device: torch.device,
+    n_done: int = 0,
 ) -> Iterator[Record]:
-    """Fit dynamics, readout and initial conditions; yields after every epoch."""
-    weights = model.generator_parameters() + initial_conditions.parameters()
-    optimise = Soap(weights, weight_decay=weight_decay, **OPTIMIZERS[optimizer])
-    for epoch in range(max_epochs):
+    """Fit dynamics, readout and initial conditions; yields after every epoch.
+
+    After any of them training can go on in another call, if all that is given is as it was then and
+    ``n_done`` says how many epochs that were.
+    """
+    for epoch in range(n_done, max_epochs):
         losses = []
         batches = shuffled(len(trials), batch_size, generator)
         for i, rows in enumerate(batches):
@@ -161,7 +184,7 @@ def train(
             loss = mean_loss(model.log_rates(z0, horizon), batch)
             loss.backward()
             losses.append(check_loss(loss, epoch))
-            optimise.step(learning_rate, clip_norm)
+            optimiser.step(learning_rate, clip_norm)
             initial_conditions.update(batch, learning_rate)
         initial_conditions.end_epoch(epoch, horizon)
         mean = float(np.mean(losses))

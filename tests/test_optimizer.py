@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,32 @@ def test_a_weight_without_gradient_is_left_alone():
     assert not torch.equal(unused, before)
 
 
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("n_before", [0, 1, 9, 10, 25])
+def test_another_goes_on_from_its_state_to_the_last_bit(optimizer, n_before, monkeypatch):
+    # One side too long to be rotated; one weight that has no gradient before the twelfth step.
+    monkeypatch.setattr(_optimizer, "LARGEST_ROTATED_SIDE", 6)
+    first, gradients = weights_and_gradients(40, shapes=((4, 3), (5,), (7, 2), (3, 3)))
+    for step in gradients[:12]:
+        step[3] = None
+
+    def follow(optimise, weights, gradients):
+        for step in gradients:
+            for weight, gradient in zip(weights, step, strict=True):
+                weight.grad = None if gradient is None else gradient.clone()
+            optimise.step(0.1, 1.0)
+
+    optimise = Soap(first, **OPTIMIZERS[optimizer])
+    follow(optimise, first, gradients[:n_before])
+    state = copy.deepcopy(optimise.state_dict())
+    second = [nn.Parameter(weight.detach().clone()) for weight in first]
+    follow(optimise, first, gradients[n_before:])
+    other = Soap(second, **OPTIMIZERS[optimizer])
+    other.load_state_dict(state)
+    follow(other, second, gradients[n_before:])
+    assert all(map(torch.equal, first, second))
+
+
 def test_gradients_are_cleared_and_zero_ones_do_nothing():
     weight = nn.Parameter(normal(3, 2))
     before = weight.detach().clone()
@@ -245,3 +273,15 @@ def test_row_adam_leaves_a_row_without_gradient_in_place():
     table = torch.ones(2, 3)
     RowAdam(table).step(torch.tensor([1]), torch.zeros(1, 3), 0.1)
     assert torch.equal(table, torch.ones(2, 3))
+
+
+def test_another_row_adam_goes_on_from_its_state_to_the_last_bit():
+    first = normal(5, 3)
+    adam = RowAdam(first)
+    adam.step(torch.tensor([3, 1]), normal(2, 3, seed=1), 0.1)
+    state, second = copy.deepcopy(adam.state_dict()), first.clone()
+    other = RowAdam(second)
+    other.load_state_dict(state)
+    for one in (adam, other):
+        one.step(torch.tensor([0, 1]), normal(2, 3, seed=2), 0.1)
+    assert torch.equal(first, second)

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sklearn_sae._inference import Prior
 from sklearn_sae._likelihood import log_likelihood
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
+from sklearn_sae._optimizer import OPTIMIZERS, Soap
 from sklearn_sae._readout import Readout, pca_start
 from sklearn_sae._schedule import Schedule
 from sklearn_sae._training import (
@@ -51,9 +54,12 @@ class Setup:
             self.initial_conditions = EncodedInitialConditions(
                 encoder, self.trials, 0.2, dropout, self.generator
             )
+        self.optimiser = Soap(
+            self.model.generator_parameters() + self.initial_conditions.parameters(),
+            weight_decay=changes.pop("weight_decay", 0.0),
+            **OPTIMIZERS[changes.pop("optimizer", "soap")],
+        )
         self.settings = {
-            "optimizer": "soap",
-            "weight_decay": 0.0,
             "clip_norm": 1.0,
             "batch_size": 10,
             "max_epochs": 12,
@@ -72,9 +78,15 @@ class Setup:
         self.settings |= changes
         self.schedule = Schedule(**schedule)
 
-    def train(self):
+    def train(self, n_done=0):
         return train(
-            self.model, self.trials, self.initial_conditions, self.schedule, **self.settings
+            self.model,
+            self.trials,
+            self.initial_conditions,
+            self.schedule,
+            self.optimiser,
+            n_done=n_done,
+            **self.settings,
         )
 
 
@@ -118,6 +130,32 @@ def test_stopping_early_leaves_a_model_that_can_go_on(inference):
             break
     assert all(weight.grad is None for weight in setup.model.parameters())
     assert [record.epoch for record in setup.train()] == list(range(1, 13))
+
+
+@pytest.mark.parametrize("n_done", [0, 1, 11, 12])
+def test_another_training_goes_on_to_the_last_bit(inference, n_done):
+    # Of the twelve epochs, the tenth moves all free initial conditions.
+    def parts(setup):
+        return setup.model, setup.initial_conditions, setup.optimiser
+
+    first, second = (Setup(inference=inference, dropout=0.1) for _ in range(2))
+    records = first.train()
+    for _ in range(n_done):
+        next(records)
+    states = [copy.deepcopy(part.state_dict()) for part in parts(first)]
+    drawn = first.generator.get_state()
+    rest = list(records)
+
+    next(second.train())  # it stood elsewhere
+    for part, state in zip(parts(second), states, strict=True):
+        part.load_state_dict(state)
+    second.generator.set_state(drawn)
+    assert list(second.train(n_done)) == rest
+    assert len(rest) == 12 - n_done
+    for part, other in zip(parts(first), parts(second), strict=True):
+        state, others = part.state_dict(), other.state_dict()
+        assert state.keys() == others.keys()
+        assert all(torch.equal(state[name], others[name]) for name in state)
 
 
 def test_the_loss_falls_to_near_what_noise_allows(inference):
