@@ -7,6 +7,7 @@ thing: a mask of observed entries.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +17,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["Batch", "Trials"]
+
+#: Entries read together, so that a memory map is never loaded whole.
+CHUNK = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,17 @@ class Trials:
                 counts.shape[0] * counts.shape[1] if observed is None else observed.sum(axis=(0, 1))
             )
         return total / np.maximum(n_observed, 1)
+
+    def checksum(self) -> str:
+        """Of counts and mask, whatever their dtype and container."""
+        digest = hashlib.sha256()
+        size = max(1, CHUNK // (self.n_bins * self.n_neurons))
+        for start in range(0, len(self), size):
+            counts, observed = self.read(np.arange(start, min(start + size, len(self))))
+            digest.update(counts.astype(np.float32).tobytes())
+            if observed is not None:
+                digest.update(np.packbits(observed).tobytes())
+        return digest.hexdigest()
 
 
 class _Subset(Trials):

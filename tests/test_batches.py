@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sklearn_sae import _batches
 from sklearn_sae._batches import Batch, Trials
 
 CPU = torch.device("cpu")
@@ -259,3 +260,34 @@ def test_mean_counts_of_an_unseen_neuron_are_zero():
     array = with_holes(counts())
     array[:, :, 1] = np.nan
     assert trials_of(array).mean_counts()[1] == 0
+
+
+# ------------------------------------------------------------------ checksum
+
+
+def checksum(data):
+    missing = any(np.isnan(trial).any() for trial in data)
+    return Trials(data, has_missing=missing).checksum()
+
+
+def test_the_checksum_is_that_of_counts_and_mask_in_any_container(tmp_path, monkeypatch):
+    monkeypatch.setattr(_batches, "CHUNK", 100)  # several reads
+    counts = np.random.default_rng(0).poisson(2.0, (9, 5, 7))
+    np.save(tmp_path / "counts.npy", counts.astype("int8"))
+    stored = np.load(tmp_path / "counts.npy", mmap_mode="r")
+    same = [counts, counts.astype(">f8"), np.asfortranarray(counts), stored, list(counts)]
+    assert len({checksum(data) for data in same}) == 1
+    holes = counts.astype(float)
+    holes[3, 2:] = np.nan
+    assert checksum([*holes[:3], holes[3, :2], *holes[4:]]) == checksum(holes)
+
+
+def test_the_checksum_tells_data_apart():
+    counts = np.random.default_rng(0).poisson(2.0, (9, 5, 7)).astype(float)
+    others = [counts]
+    for entry in np.ndindex(counts.shape):
+        for value in (counts[entry] + 1, np.nan):
+            others.append(counts.copy())
+            others[-1][entry] = value
+    others += [counts[::-1], counts[:, :, ::-1]]
+    assert len({checksum(data) for data in others}) == len(others)
