@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["decode", "encode"]
+__all__ = ["decode", "encode", "encode_parameters"]
 
 #: Kinds of NumPy numbers and arrays of them that are stored.
 NUMPY_KINDS = (
@@ -38,14 +39,30 @@ def encode(value: Any) -> Any:
         return [encode(item) for item in value]
     if isinstance(value, tuple):
         return {"tuple": [encode(item) for item in value]}
+    if isinstance(value, Path):
+        return {"Path": str(value)}
     if isinstance(value, torch.device):
         return {"device": str(value)}
     if isinstance(value, np.random.RandomState):
         return {"RandomState": _encode_random_state(value)}
     raise TypeError(
         f"{value!r} is a {type(value).__name__}; a file holds None, numbers, strings, lists, "
-        "tuples, arrays of numbers, torch devices and RandomState instances"
+        "tuples, arrays of numbers, paths, torch devices and RandomState instances"
     )
+
+
+def encode_parameters(parameters: dict[str, Any], name: str, way_out: str) -> dict[str, Any]:
+    """Parameters of an estimator of class ``name``; TypeError if a file cannot hold one."""
+    encoded = {}
+    for parameter, value in parameters.items():
+        try:
+            encoded[parameter] = encode(value)
+        except TypeError as error:
+            raise TypeError(
+                f"The parameter {parameter} of this {name} cannot be saved: {error}. Set it to "
+                f"one of those, or {way_out}."
+            ) from error
+    return encoded
 
 
 def _encode_random_state(random_state: np.random.RandomState) -> dict[str, Any]:
@@ -93,6 +110,7 @@ def _decode_random_state(content: dict[str, Any]) -> np.random.RandomState:
 DECODERS: dict[str, Callable[[Any], Any]] = {
     "tuple": lambda content: tuple(decode(content)),
     "float": float,
+    "Path": Path,
     "device": torch.device,
     "RandomState": _decode_random_state,
     **{kind: partial(_decode_numpy, kind) for kind in NUMPY_KINDS},

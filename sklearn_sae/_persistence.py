@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from . import __version__
 from ._base import BaseSAE
 from ._estimators import NODESAE, RNNSAE
-from ._json import decode, encode
+from ._json import decode, encode, encode_parameters
 from ._model import SequentialAutoencoder
 from ._storage import Damaged, Foreign, read, write
 
@@ -147,9 +147,9 @@ def pack(estimator: BaseSAE) -> tuple[dict, dict[str, np.ndarray]]:
         )
     content = {
         "class": name,
-        "parameters": _encode_parameters(parameters, name),
+        "parameters": encode_parameters(parameters, name, "use joblib.dump"),
         # The network is that of the fit, whatever set_params did after it.
-        "fitted_with": _encode_parameters(estimator.model_.built_with, name),
+        "fitted_with": encode_parameters(estimator.model_.built_with, name, "use joblib.dump"),
         "learned": {
             attribute: encode(value) for attribute, value in learned.items() if attribute in NUMBERS
         },
@@ -166,19 +166,6 @@ def pack(estimator: BaseSAE) -> tuple[dict, dict[str, np.ndarray]]:
     for attribute in learned.keys() & set(LISTS):
         arrays[attribute] = np.array(learned[attribute], dtype=np.float64)
     return content, arrays
-
-
-def _encode_parameters(parameters: dict[str, Any], name: str) -> dict[str, Any]:
-    encoded = {}
-    for parameter, value in parameters.items():
-        try:
-            encoded[parameter] = encode(value)
-        except TypeError as error:
-            raise TypeError(
-                f"The parameter {parameter} of this {name} cannot be saved: {error}. Set it to "
-                "one of those, or use joblib.dump."
-            ) from error
-    return encoded
 
 
 def unpack(content: dict, arrays: dict[str, np.ndarray]) -> BaseSAE:

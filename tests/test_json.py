@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def same(one, other):
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 scalars |= st.sampled_from(["cpu", "cuda", "cuda:1"]).map(torch.device)
+scalars |= st.sampled_from(["", "a", "/a/b c", "../ü"]).map(Path)
 values = st.recursive(scalars, lambda items: st.lists(items) | st.lists(items).map(tuple))
 
 
