@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._batches import Trials
+from ._checkpoint import Checkpoint, FitState, identify
 from ._dynamics import Dynamics
 from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
@@ -79,6 +80,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         trials = check_trials(self, X, reset=not continued)
         device = check_device(self.device)
         seed = check_seed(self.random_state)
+        checkpoint = None
+        if self.checkpoint_path is not None:
+            checkpoint = Checkpoint(self.checkpoint_path, identify(self, trials, continued), seed)
+            seed = checkpoint.seed
         generator = torch.Generator(device="cpu").manual_seed(seed)
         training, validation = self._split(trials, seed)
 
@@ -90,11 +95,21 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         model.to(device)
         initial_conditions = self._initial_conditions(model, training, z0.to(device), generator)
         stopper = self._early_stopping(model, validation, initial_conditions, device)
-        self._train(model, training, initial_conditions, stopper, generator, device)
+        state = FitState(
+            model,
+            initial_conditions,
+            self._optimiser(model, initial_conditions),
+            stopper,
+            generator,
+            self.loss_curve_,
+        )
+        finished = self._train(state, training, device, checkpoint)
         if isinstance(initial_conditions, FreeInitialConditions):
             self.training_initial_conditions_ = initial_conditions.table.cpu().numpy()
             self.model_variance_ = model_variance(model, training, initial_conditions.table)
         self.model_ = model.cpu().requires_grad_(False)
+        if finished and checkpoint is not None:
+            checkpoint.remove()
         return self
 
     def _split(self, trials: Trials, seed: int) -> tuple[Trials, Trials | None]:
@@ -175,21 +190,25 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )
 
+    def _optimiser(
+        self, model: SequentialAutoencoder, initial_conditions: InitialConditions
+    ) -> Soap:
+        weights = model.generator_parameters() + initial_conditions.parameters()
+        return Soap(weights, weight_decay=self.weight_decay, **OPTIMIZERS[self.optimizer])
+
     def _train(
         self,
-        model: SequentialAutoencoder,
+        state: FitState,
         training: Trials,
-        initial_conditions: InitialConditions,
-        stopper: EarlyStopping | None,
-        generator: torch.Generator,
         device: torch.device,
-    ) -> None:
-        weights = model.generator_parameters() + initial_conditions.parameters()
-        optimiser = Soap(weights, weight_decay=self.weight_decay, **OPTIMIZERS[self.optimizer])
+        checkpoint: Checkpoint | None,
+    ) -> bool:
+        """Run the epochs; false if the user interrupted them."""
+        self.n_iter_ = 0 if checkpoint is None else checkpoint.begin(state)
         records = train(
-            model,
+            state.model,
             training,
-            initial_conditions,
+            state.initial_conditions,
             Schedule(
                 learning_rate=self.learning_rate,
                 shape=self.learning_rate_schedule,
@@ -198,34 +217,44 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 horizon_step=self.horizon_step,
                 horizon_growth=self.horizon_growth,
             ),
-            optimiser,
+            state.optimiser,
             clip_norm=self.clip_norm,
             batch_size=self._batch_size(training),
             max_epochs=self.max_epochs,
-            generator=generator,
+            generator=state.generator,
             device=device,
+            n_done=self.n_iter_,
         )
-        self.n_iter_ = 0
-        with tqdm(total=self.max_epochs, disable=not self.verbose, unit="epoch") as progress:
+        finished = True
+        with tqdm(
+            total=self.max_epochs, initial=self.n_iter_, disable=not self.verbose, unit="epoch"
+        ) as progress:
             try:
                 for record in records:
                     self.n_iter_ = record.epoch
-                    self.loss_curve_.append(record.loss)
+                    state.loss_curve.append(record.loss)
                     progress.update()
                     progress.set_postfix(loss=f"{record.loss:.4f}", horizon=record.horizon)
-                    if stopper is not None and stopper.should_stop(record):
+                    if state.stopper is not None and state.stopper.should_stop(record):
                         break
+                    if checkpoint is not None and record.epoch % self.checkpoint_every == 0:
+                        checkpoint.write(state, record.epoch)
             except KeyboardInterrupt:
+                finished = False
+                kept = "the model as it stands is kept"
+                if checkpoint is not None:
+                    kept += f"; another fit goes on from {checkpoint.path}, unless you delete it"
                 warnings.warn(
-                    f"Training interrupted in epoch {self.n_iter_ + 1} of {self.max_epochs}; the "
-                    "model as it stands is kept.",
+                    f"Training interrupted in epoch {self.n_iter_ + 1} of {self.max_epochs}; "
+                    f"{kept}.",
                     ConvergenceWarning,
                     stacklevel=4,
                 )
-        if stopper is not None:
-            stopper.restore_best()
-            self.validation_scores_ = stopper.scores
-            self.best_validation_score_ = stopper.best_score
+        if state.stopper is not None:
+            state.stopper.restore_best()
+            self.validation_scores_ = state.stopper.scores
+            self.best_validation_score_ = state.stopper.best_score
+        return finished
 
     def _early_stopping(
         self,

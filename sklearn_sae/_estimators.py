@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -48,6 +49,8 @@ COMMON_CONSTRAINTS: dict = {
     "n_iter_no_change": [COUNT],
     "tol": [Interval(Real, 0, None, closed="left")],
     "warm_start": ["boolean"],
+    "checkpoint_path": [str, os.PathLike, None],
+    "checkpoint_every": [COUNT],
     "device": [str, torch.device],
     "random_state": ["random_state"],
     "verbose": ["verbose"],
@@ -183,6 +186,19 @@ class NODESAE(BaseSAE):
     warm_start : bool, default=False
         Go on from the previous fit's weights instead of starting afresh.
 
+    checkpoint_path : str, path-like or None, default=None
+        File that ``fit`` writes its state to as it goes, and deletes when it is done. If it is
+        there at the start, because a fit was killed or interrupted, ``fit`` goes on from it: on a
+        CPU, with the same number of threads, to the same result to the last bit. Spikes and
+        parameters, but for this one, ``checkpoint_every``, ``device`` and ``verbose``, must be
+        those that it was begun with; the file of another fit raises ValueError, and is left alone.
+        If the path is that of a folder, every fit has a file of its own there: a search needs that,
+        because its fits share one path. None writes nothing.
+
+    checkpoint_every : int, default=10
+        Epochs from one write to the next, if there is a ``checkpoint_path``. What was done since
+        the last is done again.
+
     device : str or torch.device, default="auto"
         Where to compute: ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``,
         ``"cuda"``, ``"cuda:1"``, ``"mps"``. The fitted model always ends on the CPU, and loads
@@ -293,6 +309,8 @@ class NODESAE(BaseSAE):
         n_iter_no_change=20,
         tol=1e-4,
         warm_start=False,
+        checkpoint_path=None,
+        checkpoint_every=10,
         device="auto",
         random_state=None,
         verbose=False,
@@ -327,6 +345,8 @@ class NODESAE(BaseSAE):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.warm_start = warm_start
+        self.checkpoint_path = checkpoint_path
+        self.checkpoint_every = checkpoint_every
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -463,6 +483,19 @@ class RNNSAE(BaseSAE):
     warm_start : bool, default=False
         Go on from the previous fit's weights instead of starting afresh.
 
+    checkpoint_path : str, path-like or None, default=None
+        File that ``fit`` writes its state to as it goes, and deletes when it is done. If it is
+        there at the start, because a fit was killed or interrupted, ``fit`` goes on from it: on a
+        CPU, with the same number of threads, to the same result to the last bit. Spikes and
+        parameters, but for this one, ``checkpoint_every``, ``device`` and ``verbose``, must be
+        those that it was begun with; the file of another fit raises ValueError, and is left alone.
+        If the path is that of a folder, every fit has a file of its own there: a search needs that,
+        because its fits share one path. None writes nothing.
+
+    checkpoint_every : int, default=10
+        Epochs from one write to the next, if there is a ``checkpoint_path``. What was done since
+        the last is done again.
+
     device : str or torch.device, default="auto"
         Where to compute: ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``,
         ``"cuda"``, ``"cuda:1"``, ``"mps"``. The fitted model always ends on the CPU, and loads
@@ -564,6 +597,8 @@ class RNNSAE(BaseSAE):
         n_iter_no_change=20,
         tol=1e-4,
         warm_start=False,
+        checkpoint_path=None,
+        checkpoint_every=10,
         device="auto",
         random_state=None,
         verbose=False,
@@ -594,6 +629,8 @@ class RNNSAE(BaseSAE):
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.warm_start = warm_start
+        self.checkpoint_path = checkpoint_path
+        self.checkpoint_every = checkpoint_every
         self.device = device
         self.random_state = random_state
         self.verbose = verbose

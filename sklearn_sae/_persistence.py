@@ -120,6 +120,11 @@ def load(path: str | os.PathLike[str]) -> BaseSAE:
         raise ValueError(
             f"{error} Copy it again from where it came, or save the estimator again."
         ) from error
+    if "checkpoint" in content:
+        raise ValueError(
+            f"{path} is the checkpoint of a fit that did not end, and not an estimator. To go on "
+            "with it, fit again with this checkpoint_path and the same parameters and spikes."
+        )
     try:
         return unpack(content, arrays)
     except Exception as error:  # a file may be wrong in any way, and all of them are its fault

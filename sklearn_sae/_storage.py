@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-__all__ = ["Damaged", "Foreign", "read", "write"]
+__all__ = ["Damaged", "Foreign", "checksum", "read", "write"]
 
 #: Raise it when files change so that earlier versions of the package would misread them.
 FORMAT_VERSION = 1
@@ -27,7 +27,7 @@ FORMAT_VERSION = 1
 ENTRY = "sklearn_sae"
 #: A header is a few kilobytes; one that claims to be huge is not worth the memory of reading it.
 LARGEST_HEADER = 2**18
-DTYPES = ("F32", "F64")
+DTYPES = ("F32", "F64", "U8")
 
 
 class Foreign(ValueError):
@@ -47,7 +47,7 @@ def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndar
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entry = {
         "format_version": FORMAT_VERSION,
-        "sha256": _checksum(content, arrays),
+        "sha256": checksum(content, arrays),
         "content": content,
     }
     data = save(arrays, {ENTRY: _dump(entry)})
@@ -100,10 +100,10 @@ def read(path: str | os.PathLike[str]) -> tuple[dict, dict[str, np.ndarray]]:
     except SafetensorError as error:
         raise _damaged(path, str(error)) from error
     try:
-        checksum = _checksum(entry["content"], arrays)
+        found = checksum(entry["content"], arrays)
     except (RecursionError, ValueError) as error:
         raise _damaged(path, "its header is not as it was written") from error
-    if entry.get("sha256") != checksum:
+    if entry.get("sha256") != found:
         raise _damaged(path, "its checksum is wrong")
     return entry["content"], arrays
 
@@ -141,12 +141,13 @@ def _dump(content: Any) -> str:
     return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
-def _checksum(content: Any, arrays: dict[str, np.ndarray]) -> str:
-    checksum = hashlib.sha256(_dump(content).encode())
+def checksum(content: Any, arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of what JSON can hold, and arrays."""
+    digest = hashlib.sha256(_dump(content).encode())
     for name, array in sorted(arrays.items()):
-        checksum.update(f"{name} {array.dtype.name} {array.shape}".encode())
-        checksum.update(array.tobytes())
-    return checksum.hexdigest()
+        digest.update(f"{name} {array.dtype.name} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def _foreign(path: str | os.PathLike[str]) -> Foreign:

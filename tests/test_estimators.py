@@ -81,7 +81,14 @@ RNN_EFFECTS = COMMON_EFFECTS | {
     "activation": (MLP_CELL, "softplus"),
 }
 #: These leave a fresh fit as it is, and have tests of their own.
-NO_EFFECT_ON_A_FIT = {"max_refine_iter", "warm_start", "device", "verbose"}
+NO_EFFECT_ON_A_FIT = {
+    "max_refine_iter",
+    "warm_start",
+    "checkpoint_path",
+    "checkpoint_every",
+    "device",
+    "verbose",
+}
 
 
 def test_no_parameter_is_forgotten():

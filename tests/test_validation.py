@@ -131,6 +131,8 @@ BAD_PARAMETERS = {
     "n_iter_no_change": [0],
     "tol": [-1.0],
     "warm_start": ["yes"],
+    "checkpoint_path": [3, False],
+    "checkpoint_every": [0, 2.5],
     "device": [0, None, "gpu", "meta"],
     "random_state": ["seed", -1],
     "verbose": ["loud"],
