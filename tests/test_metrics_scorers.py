@@ -8,6 +8,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from sklearn_sae.metrics import (
     bits_per_spike,
+    co_smoothing_rates,
     co_smoothing_score,
     cycle_consistency,
     forward_prediction_score,
@@ -84,6 +85,47 @@ def test_co_smoothing_does_not_score_what_was_not_observed(spiking):
     assert score == pytest.approx(co_smoothing_score(estimator, spikes[5:]))
 
 
+class OthersMean(Known):
+    """Predicts for all neurons the mean of those it is shown."""
+
+    def predict(self, X):
+        self.shown_ = [*getattr(self, "shown_", []), X]
+        return [np.broadcast_to(np.nanmean(x, axis=1, keepdims=True), np.shape(x)) for x in X]
+
+
+def test_co_smoothing_rates_come_from_the_other_parts(spiking):
+    _, spikes = spiking
+    estimator = OthersMean().fit(spikes)
+    parts = [[5, 0], [1, 2, 3], [4, 6, 7]]
+    rates = co_smoothing_rates(estimator, spikes, parts=parts)
+    for part in parts:
+        others = np.delete(spikes, part, axis=2).mean(axis=2, keepdims=True)
+        np.testing.assert_allclose(
+            rates[..., part], np.broadcast_to(others, rates.shape)[..., part]
+        )
+    as_list = co_smoothing_rates(estimator, list(spikes), parts=parts)
+    assert isinstance(as_list, list)
+    np.testing.assert_array_equal(as_list, rates)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_co_smoothing_hides_each_neuron_once_in_random_parts(spiking, parts):
+    _, spikes = spiking
+    estimator = OthersMean().fit(spikes)
+    rates = co_smoothing_rates(estimator, spikes, parts=parts)
+    hidden = np.array([np.isnan(shown).all(axis=(0, 1)) for shown in estimator.shown_])
+    assert len(hidden) == parts
+    np.testing.assert_array_equal(hidden.sum(axis=0), 1)
+    assert np.ptp(hidden.sum(axis=1)) <= 1
+    np.testing.assert_array_equal(rates, co_smoothing_rates(estimator, spikes, parts=parts))
+    others = [
+        co_smoothing_rates(estimator, spikes, parts=parts, random_state=seed)
+        for seed in range(1, 5)
+    ]
+    # With every neuron by itself there is nothing to draw.
+    assert any((rates != other).any() for other in others) == (parts < 8)
+
+
 def test_forward_prediction_hides_the_last_bins(spiking):
     rates, spikes = spiking
     estimator = Known(rates).fit(spikes)
@@ -135,6 +177,9 @@ def test_scorer_errors(spiking):
             co_smoothing_score(estimator, spikes, held_out=share)
     with pytest.raises(ValueError, match="2 neurons or more"):
         co_smoothing_score(estimator, spikes[..., :1])
+    for parts in (1, 9, 2.0, None, "area", [np.arange(8)], [[0, 1], [2, 3]], [range(8), [0]]):
+        with pytest.raises(ValueError, match="parts must"):
+            co_smoothing_rates(estimator, spikes, parts=parts)
     for n_bins in (0, 2.5):
         with pytest.raises(ValueError, match="n_bins must be an integer >= 1"):
             forward_prediction_score(estimator, spikes, n_bins=n_bins)

@@ -67,6 +67,65 @@ def co_smoothing_score(
     return _hidden_bits_per_spike(estimator, X, trials, masks)
 
 
+def co_smoothing_rates(
+    estimator: Any, X: Any, *, parts: Any = 4, random_state: Any = 0
+) -> NDArray[np.floating] | list[NDArray[np.floating]]:
+    """Rates of all neurons, each predicted by an estimator that was not shown it.
+
+    The neurons are cut into parts. One part after the other is hidden (set to NaN) in all trials
+    and predicted from the rest. ``bits_per_spike`` of these rates is co-smoothing of all neurons,
+    against the constant rates of those very spikes as in the benchmark [1]_; of
+    ``rates[..., i]``, that of neuron ``i``.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        With ``predict``; or a pipeline that ends in one, or a search over one.
+    X : trials of counts
+        NaN is an entry not observed.
+    parts : int or list of arrays of int, default=4
+        Number of parts, at least 2 and of nearly equal size, into which the neurons are cut at
+        random; or the parts themselves, as positions of neurons, such as those of each area.
+        Every neuron must be in one of them.
+    random_state : int, RandomState or None, default=0
+        Draws the parts, if ``parts`` is a number.
+
+    Returns
+    -------
+    array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
+        Expected counts per bin; a list if ``X`` was one.
+
+    Raises
+    ------
+    ValueError
+        If ``parts`` is no number of parts that the neurons can be cut into, or does not hold every
+        neuron once.
+
+    See Also
+    --------
+    co_smoothing_score : One number from one share of the neurons, for ``scoring=``.
+
+    References
+    ----------
+    .. [1] Pei, F. et al. (2021), as in `bits_per_spike`.
+
+    Examples
+    --------
+    >>> from sklearn_sae.metrics import bits_per_spike, co_smoothing_rates
+    >>> bits_per_spike(co_smoothing_rates(est, spikes), spikes)  # doctest: +SKIP
+    """
+    trials = as_trials("X", X)
+    rates: list[Array] = [np.empty(x.shape, dtype=np.float32) for x in trials]
+    for part in _parts(parts, trials[0].shape[1], random_state):
+        shown = [x.copy() for x in trials]
+        for x in shown:
+            x[:, part] = np.nan
+        predicted = _predict(estimator, shown, X)
+        for x, from_others in zip(rates, predicted, strict=True):
+            x[:, part] = from_others[:, part]
+    return rates if isinstance(X, list | tuple) else np.stack(rates)
+
+
 def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: Any = 10) -> float:
     """Bits per spike on the last bins of each trial, which the estimator was not shown.
 
@@ -190,8 +249,28 @@ def _hidden_bits_per_spike(
     """Hide the entries under the masks, predict, and score those alone."""
     shown = [np.where(mask, np.nan, x) for x, mask in zip(trials, masks, strict=True)]
     hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, masks, strict=True)]
-    # An array stays one array: a pipeline's transformers may take nothing else.
-    rates = estimator.predict(shown if isinstance(X, list | tuple) else np.stack(shown))
+    rates = _predict(estimator, shown, X)
     best = getattr(estimator, "best_estimator_", estimator)
     last = best[-1] if hasattr(best, "steps") else best
     return bits_per_spike(rates, hidden, last.null_rates_)
+
+
+def _predict(estimator: Any, trials: list[Array], X: Any) -> Any:
+    """Rates of ``trials`` in the form of ``X``: a pipeline's transformers may take no other."""
+    return estimator.predict(trials if isinstance(X, list | tuple) else np.stack(trials))
+
+
+def _parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.integer]]:
+    if isinstance(parts, int | np.integer):
+        if not 2 <= parts <= n_neurons:
+            raise ValueError(
+                f"parts must be a number from 2 to that of the neurons, {n_neurons}; got {parts}."
+            )
+        return np.array_split(check_random_state(random_state).permutation(n_neurons), parts)
+    given = [np.ravel(part) for part in parts] if np.iterable(parts) else []
+    if len(given) < 2 or sorted(np.concatenate(given).tolist()) != list(range(n_neurons)):
+        raise ValueError(
+            f"parts must be a number, or hold each of the neurons 0 to {n_neurons - 1} once, in "
+            f"two or more lists of positions; got {parts!r}."
+        )
+    return [part.astype(int) for part in given]
