@@ -17,6 +17,8 @@ __all__ = ["check_count", "check_device", "check_latents", "check_seed", "check_
 
 #: Entries looked at together, so that checking a memory map never loads it whole.
 CHUNK = 8_000_000
+#: Up to here a float32 holds every whole number.
+LARGEST_COUNT = 2**24
 
 
 def check_trials(estimator: Any, X: Any, *, reset: bool) -> Trials:
@@ -54,17 +56,31 @@ def _as_numpy(X: Any, what: str) -> Any:
     return X
 
 
+def _as_numbers(X: Any, what: str, estimator: str | None = None) -> np.ndarray:
+    """Any array of numbers, or an error that says which argument is none, and why."""
+    try:
+        array = check_array(
+            X,
+            dtype="numeric",
+            ensure_2d=False,
+            allow_nd=True,
+            ensure_all_finite=False,
+            ensure_min_samples=0,
+            ensure_min_features=0,
+            estimator=estimator,
+            input_name=what,
+        )
+        if array.ndim and array.dtype.kind not in "buif":
+            raise TypeError(f"its dtype is {array.dtype}")
+    except (TypeError, ValueError) as error:
+        # Of an array, the message may hold every number.
+        message = f"{what} cannot be read as an array of numbers: {str(error):.300}"
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from error
+    return array
+
+
 def _check_cube(X: Any, name: str) -> np.ndarray:
-    array = check_array(
-        X,
-        dtype="numeric",
-        ensure_2d=False,
-        allow_nd=True,
-        ensure_all_finite=False,
-        ensure_min_samples=0,
-        estimator=name,
-        input_name="X",
-    )
+    array = _as_numbers(X, "X", name)
     if array.ndim != 3:
         hint = " For a single trial, pass X[np.newaxis]." if array.ndim == 2 else ""
         raise ValueError(
@@ -88,17 +104,7 @@ def _check_list(X: Any, name: str) -> list[np.ndarray]:
         )
     trials = []
     for i, trial in enumerate(X):
-        array = check_array(
-            _as_numpy(trial, f"X[{i}]"),
-            dtype="numeric",
-            ensure_2d=False,
-            allow_nd=True,
-            ensure_all_finite=False,
-            ensure_min_samples=0,
-            ensure_min_features=0,
-            estimator=name,
-            input_name=f"X[{i}]",
-        )
+        array = _as_numbers(_as_numpy(trial, f"X[{i}]"), f"X[{i}]", name)
         if array.ndim != 2:
             raise ValueError(
                 f"X is a list, so each trial must be an array (n_bins, n_neurons); X[{i}] has "
@@ -158,7 +164,7 @@ def _check_entries(data: np.ndarray | list[np.ndarray], name: str, fitting: bool
 
 
 def _check_counts(chunk: np.ndarray, name: str) -> None:
-    if chunk.dtype.kind in "ub":
+    if chunk.dtype in (np.bool_, np.uint8, np.uint16):
         return
     smallest = np.fmin.reduce(chunk, axis=None)
     if smallest < 0:
@@ -166,9 +172,15 @@ def _check_counts(chunk: np.ndarray, name: str) -> None:
             f"Negative values in data passed to {name}: X holds {smallest}, but spike counts are "
             ">= 0. Pass counts, not z-scored or baseline-subtracted activity."
         )
-    if chunk.dtype.kind == "f" and np.isinf(np.fmax.reduce(chunk, axis=None)):
+    largest = float(np.fmax.reduce(chunk, axis=None))
+    if np.isinf(largest):
         raise ValueError(
             f"Input X contains infinity. {name} takes finite counts, and NaN for 'not observed'."
+        )
+    if largest > LARGEST_COUNT:
+        raise ValueError(
+            f"X holds {largest}, more than single precision can count ({LARGEST_COUNT}). Pass "
+            "spikes per bin, and NaN for 'not observed'."
         )
 
 
@@ -187,7 +199,12 @@ def check_latents(z: Any, n_latents: int, name: str) -> np.ndarray:
     if hasattr(z, "detach"):
         z = z.detach().cpu().numpy()
     array = check_array(
-        z, dtype=np.float32, ensure_2d=False, allow_nd=True, ensure_min_samples=0, input_name=name
+        _as_numbers(z, name),
+        dtype=np.float32,
+        ensure_2d=False,
+        allow_nd=True,
+        ensure_min_samples=0,
+        input_name=name,
     )
     if array.ndim == 0 or array.shape[-1] != n_latents:
         raise ValueError(

@@ -41,6 +41,7 @@ BAD_SPIKES = {
     "negative integer": (with_value(-2, 1).astype(int), r"Negative values .*-2"),
     "negative beside NaN": (with_value((np.nan, -1, 1), 1, 2), "Negative values"),
     "infinite": (with_value(np.inf, 1, 2, 0), "infinity"),
+    "too large": (with_value(3e7, 1), r"X holds 3.*, more than single precision can count"),
     "minus infinity": (with_value(-np.inf, 1, 2, 0), "Negative values .*-inf"),
     "all-NaN trial": (with_value(np.nan, 2), r"Trial 2 of X holds only NaN.*\(1 in all\)"),
     "all-NaN neuron": (with_value(np.nan, ..., 1), r"Neuron 1 of X holds only NaN.*\(1 in all\)"),
@@ -49,6 +50,10 @@ BAD_SPIKES = {
     "objects": (np.full((4, 5, 3), "many", dtype=object), "numeric|could not convert"),
     "complex": (counts(4, 5, 3).astype(complex), "Complex data not supported"),
     "dictionaries": (np.full((4, 5, 3), {}, dtype=object), "dict"),
+    "durations": (
+        counts(4, 5, 3).astype("m8[s]"),
+        r"X cannot be read .* dtype is timedelta64\[s\]",
+    ),
     "nothing": (None, "Expected 3D array"),
     "a name": ("recording.npz", "strings|Expected 3D array"),
     "masked array": (np.ma.masked_equal(counts(4, 5, 3), 0), r"masked array.*filled\(np\.nan\)"),
@@ -67,6 +72,7 @@ BAD_SPIKES = {
     "list: infinite": ([counts(5, 3), counts(6, 3, value=np.inf)], "infinity"),
     "list: all-NaN trial": ([counts(5, 3), counts(6, 3, value=np.nan)], "Trial 1 of X holds only"),
     "list: masked array": ([np.ma.masked_equal(counts(5, 3), 0)], r"X\[0\] is a masked array"),
+    "list: ragged rows": ([[[1, 2], [3]]], r"X\[0\] cannot be read as an array of numbers"),
     "list: strings": ([np.full((5, 3), "many")], "strings|numeric"),
     "list: late trial": (
         # What was integer was observed, and still counts when trials are numbered.
