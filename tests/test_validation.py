@@ -144,6 +144,7 @@ BAD_PARAMETERS = {
     "verbose": ["loud"],
 }
 BAD_NODE_PARAMETERS = BAD_PARAMETERS | {
+    "time_scale": [0.0, -1.0, "bins"],
     "solver": ["rk45", None],
     "step_size": [0.0, 1.5],
     "rtol": [0.0],
