@@ -106,6 +106,27 @@ def test_real_recording_names_what_is_missing(tmp_path, arrays, options, message
     assert "Traceback" not in result.stderr
 
 
+def test_plot_real_recording(tmp_path):
+    out = succeed("plot_real_recording.py", "--out", "simulated.png", cwd=tmp_path)
+    assert "40 trials of 50 bins, 40 neurons" in out
+    for name in ("Score on test trials", "PSTH R2 on test trials", "NODESAE, [a-z ]+"):
+        assert np.isfinite(number(name, out))
+    assert 0 <= number("test trials' latents", out) <= 1
+    assert (tmp_path / "simulated.png").read_bytes().startswith(PNG)
+
+    session = ["simulated.nwb", "--align-to", "start_time", "--window", "0.1", "0.7"]
+    options = [*session, "--bin-size", "0.05", "--n-latents", "2", "--out", "given.png"]
+    out = succeed("plot_real_recording.py", *options, cwd=tmp_path)
+    assert "40 trials of 12 bins" in out
+    assert (tmp_path / "given.png").read_bytes().startswith(PNG)
+
+    result = run("plot_real_recording.py", *session, "--label", "side", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "no column 'side'" in result.stderr
+    assert "target" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_code_in_readme(tmp_path, monkeypatch):
     write_session(tmp_path / "session.nwb")
     monkeypatch.chdir(tmp_path)  # it saves a file
