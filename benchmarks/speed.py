@@ -110,7 +110,7 @@ class Watch:
             prior = Prior.from_samples(self.table)
             z0 = best_start(self.model, prior, self.batch, self.table.T)
             z0 = refine(self.model, prior, self.batch, z0, max_iter=10)
-            rates = self.model.log_rates(z0, len(self.batch.counts)).exp().permute(2, 0, 1)
+            rates = self.model.rates(z0, len(self.batch.counts)).permute(2, 0, 1)
             r2 = rate_r2(self.data.rates[self.data.validation], rates.numpy())
             self.curve.append((begin - self.start - self.off, r2))
             self.off += time.perf_counter() - begin
@@ -158,7 +158,7 @@ def measure_step(data, est, report, n_repeats):
 
     def step():
         whole = trials.batch(rows, CPU)
-        mean_loss(model.log_rates(z0, N_BINS), whole).backward()
+        mean_loss(model.likelihood, model.output(z0, N_BINS), whole).backward()
         optimise.step(0.0, 1.0)
 
     def backward(rollout):
@@ -178,7 +178,11 @@ def measure_step(data, est, report, n_repeats):
     report(
         "step",
         "readout and likelihood, both ways",
-        measured(lambda: mean_loss(model.readout(latents.requires_grad_()), batch).backward()),
+        measured(
+            lambda: mean_loss(
+                model.likelihood, model.readout(latents.requires_grad_()), batch
+            ).backward()
+        ),
     )
     gradients = [torch.randn_like(weight) for weight in model.generator_parameters()]
 
@@ -228,8 +232,9 @@ def measure_inference(data, est, report):
         start = best_start(model, prior, batch, table.T)
 
     def log_posterior(z0):
-        log_rates = model.log_rates(z0, len(batch.counts))
-        return log_likelihood(log_rates, batch.counts, batch.mask) + prior.log_density(z0)
+        output = model.output(z0, len(batch.counts))
+        fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
+        return fit + prior.log_density(z0)
 
     def adam():
         z0 = start.clone().requires_grad_()

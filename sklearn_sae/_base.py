@@ -21,6 +21,7 @@ from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
 from ._fitted import FittedMixin
 from ._inference import trials_at_once
+from ._likelihoods import LIKELIHOODS, Likelihood
 from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS, Soap
 from ._readout import Readout, pca_start
@@ -37,12 +38,19 @@ from ._validation import check_device, check_seed, check_trials
 __all__ = ["BaseSAE"]
 
 
+#: Likelihoods of data that are never below zero.
+COUNTED = [name for name, likelihood in LIKELIHOODS.items() if likelihood.of_counts]
+
 LEARNED = (
     "model_",
     "training_initial_conditions_",
     "model_variance_",
     "validation_scores_",
     "best_validation_score_",
+    "dispersion_",
+    "null_dispersion_",
+    "noise_variance_",
+    "null_variance_",
 )
 
 
@@ -67,7 +75,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         Parameters
         ----------
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
-            Spike counts, >= 0. NaN marks entries that were not observed.
+            Spike counts, >= 0; with ``likelihood="gaussian"`` any finite values. NaN marks entries
+            that were not observed.
         y : Ignored
             Not used; there for scikit-learn's conventions.
 
@@ -77,7 +86,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             The fitted estimator.
         """
         continued = self.warm_start and hasattr(self, "model_")
-        trials = check_trials(self, X, reset=not continued)
+        of_counts = LIKELIHOODS[self.likelihood].of_counts
+        trials = check_trials(self, X, reset=not continued, of_counts=of_counts)
         device = check_device(self.device)
         seed = check_seed(self.random_state)
         checkpoint = None
@@ -108,6 +118,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self.training_initial_conditions_ = initial_conditions.table.cpu().numpy()
             self.model_variance_ = model_variance(model, training, initial_conditions.table)
         self.model_ = model.cpu().requires_grad_(False)
+        for name, values in model.likelihood.learned().items():
+            setattr(self, name, values)
         if finished and checkpoint is not None:
             checkpoint.remove()
         return self
@@ -126,9 +138,15 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> tuple[SequentialAutoencoder, Tensor]:
         self.null_rates_ = training.mean_counts()
         self.loss_curve_: list[float] = []
-        model = self._build_model(generator)
+        likelihood = LIKELIHOODS[self.likelihood](training.n_neurons)
+        likelihood.learn_null(training, self.null_rates_)
+        model = self._build_model(generator, likelihood)
         weight, z0 = pca_start(
-            training, self.n_latents, model.dynamics.latent_scale, np.random.default_rng(seed)
+            training,
+            likelihood,
+            self.n_latents,
+            model.dynamics.latent_scale,
+            np.random.default_rng(seed),
         )
         with torch.no_grad():
             model.readout.weight.copy_(weight)
@@ -151,25 +169,44 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             raise ValueError(
                 "warm_start=True goes on with the weights of the last fit, but a parameter that "
                 "decides their shape was changed since (n_latents, hidden_sizes, encoder_size, "
-                "inference or cell). Set it back, or set warm_start=False to start afresh."
+                "inference, likelihood or cell). Set it back, or set warm_start=False to start "
+                "afresh."
             ) from error
         return model, z0.contiguous()
 
-    def _build_model(self, generator: torch.Generator | None) -> SequentialAutoencoder:
+    def _build_model(
+        self, generator: torch.Generator | None, likelihood: Likelihood | None = None
+    ) -> SequentialAutoencoder:
         """A fresh network with a readout of zeros; without a ``generator``, its shapes only."""
         device = "meta" if generator is None else "cpu"
-        readout = Readout(torch.zeros(len(self.null_rates_), self.n_latents + 1, device=device))
-        dynamics, encoder = self._build_dynamics(generator), self._build_encoder(generator)
-        model = SequentialAutoencoder(dynamics, readout, encoder)
+        n_neurons = len(self.null_rates_)
+        readout = Readout(torch.zeros(n_neurons, self.n_latents + 1, device=device))
+        if likelihood is None:
+            likelihood = LIKELIHOODS[self.likelihood](n_neurons, device)
+        dynamics = self._build_dynamics(generator)
+        encoder = self._build_encoder(likelihood, generator)
+        model = SequentialAutoencoder(dynamics, readout, likelihood, encoder)
         model.built_with = self.get_params(deep=False)
         # The network does not depend on it, and an instance moves on.
         model.built_with.pop("random_state", None)
         return model
 
-    def _build_encoder(self, generator: torch.Generator | None) -> Encoder | None:
+    def _build_encoder(
+        self, likelihood: Likelihood, generator: torch.Generator | None
+    ) -> Encoder | None:
         if self.inference != "amortized":
             return None
-        return Encoder(self.null_rates_, self.n_latents, self.encoder_size, self.dropout, generator)
+        mean_counts = torch.from_numpy(self.null_rates_).float()
+        if generator is None:
+            mean_counts = mean_counts.to("meta")
+        return Encoder(
+            mean_counts,
+            likelihood.spread(mean_counts),
+            self.n_latents,
+            self.encoder_size,
+            self.dropout,
+            generator,
+        )
 
     def _forget(self) -> None:
         """Drop what an earlier fit learned, so that one that fails leaves no mixture behind."""
@@ -309,7 +346,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True
-        tags.input_tags.positive_only = True
+        tags.input_tags.positive_only = self.likelihood in COUNTED
         tags.input_tags.allow_nan = True
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags

@@ -26,7 +26,8 @@ CHUNK = 8_000_000
 class Batch:
     """Some trials on a device: ``counts`` and ``mask`` are ``(n_bins, n_neurons, n_trials)``.
 
-    ``mask`` is None where every entry was observed; ``counts`` is zero where it was not.
+    ``mask`` is None where every entry was observed; ``counts`` is zero where it was not. (With a
+    Gaussian likelihood, counts are values of any sign.)
     ``lengths`` holds the number of bins up to each trial's last observed one, ``rows`` where the
     trials stand in the recording.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._batches import Batch
 from ._inference import Prior, best_start, refine
-from ._likelihood import SCORE_FRACTION, bits_per_spike, hidden_entries
+from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
 from ._training import Record
 
@@ -15,7 +15,7 @@ __all__ = ["EarlyStopping", "ValidationScore"]
 
 
 class ValidationScore:
-    """Held-out bits per spike of validation trials, while the model is still in training.
+    """Held-out score of validation trials, while the model is still in training.
 
     With a ``table`` of learned initial conditions, the trials' own are found once and then follow
     the model by two Gauss-Newton iterations a call; without one, the encoder gives them.
@@ -36,9 +36,11 @@ class ValidationScore:
         else:
             assert self.model.encoder is not None
             z0 = self.model.encoder(self.seen)
-        log_rates = self.model.log_rates(z0, len(self.batch.counts))
-        gain, n_spikes = bits_per_spike(log_rates, self.null_rates, self.batch, self.hidden)
-        return float(gain / n_spikes.clamp(min=1))
+        output = self.model.output(z0, len(self.batch.counts))
+        gain, n_units = bits_gained(
+            self.model.likelihood, output, self.null_rates, self.batch, self.hidden
+        )
+        return float(gain / n_units.clamp(min=1))
 
     def _follow(self, table: Tensor) -> Tensor:
         prior = Prior.from_samples(table)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -16,9 +15,9 @@ __all__ = ["Encoder", "hide_at_random"]
 class Encoder(nn.Module):
     """Bidirectional GRU over a trial; its last states, linearly, give the initial condition.
 
-    Counts enter standardised, so an unobserved entry, which is set to zero, stands for the
-    neuron's mean. Bins after a trial's last observed one are not read at all: padding changes
-    nothing.
+    Counts enter standardised by mean and spread of each neuron ``(n_neurons,)``, so an unobserved
+    entry, which is set to zero, stands for the neuron's mean. Bins after a trial's last observed
+    one are not read at all: padding changes nothing.
     """
 
     mean: Tensor
@@ -26,7 +25,8 @@ class Encoder(nn.Module):
 
     def __init__(
         self,
-        mean_counts: np.ndarray,
+        mean_counts: Tensor,
+        spread: Tensor,
         n_latents: int,
         size: int,
         dropout: float,
@@ -34,10 +34,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         n_neurons = len(mean_counts)
-        mean = torch.from_numpy(mean_counts).float()
-        self.register_buffer("mean", mean[:, None])
-        # The spread of a Poisson count, kept away from zero for near-silent neurons.
-        self.register_buffer("spread", mean.clamp(min=0.01).sqrt()[:, None])
+        self.register_buffer("mean", mean_counts[:, None])
+        self.register_buffer("spread", spread[:, None])
         self.dropout = dropout
         # The constructor draws from torch's global generator; those weights are drawn again below.
         device = "meta" if generator is None else "cpu"

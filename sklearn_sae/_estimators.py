@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._base import BaseSAE
 from ._dynamics import SOLVERS, Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
+from ._likelihoods import LIKELIHOODS
 from ._mlp import ACTIVATIONS, MLP
 from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS
@@ -28,6 +29,7 @@ COMMON_CONSTRAINTS: dict = {
     "n_latents": [COUNT],
     "hidden_sizes": ["array-like"],
     "activation": [StrOptions(set(ACTIVATIONS))],
+    "likelihood": [StrOptions(set(LIKELIHOODS))],
     "encoder_size": [COUNT],
     "inference": [StrOptions({"semi-amortized", "amortized"})],
     "max_refine_iter": [Interval(Integral, 0, None, closed="left")],
@@ -79,7 +81,7 @@ class NODESAE(BaseSAE):
 
     A trial's spikes are explained by one initial condition, a learned differential equation dz/dt =
     f(z) that carries it through the trial, and a linear readout to the log-rates of Poisson neurons
-    [1]_.
+    [1]_ (or to another ``likelihood``).
 
     Parameters
     ----------
@@ -110,6 +112,13 @@ class NODESAE(BaseSAE):
     adjoint : bool, default=False
         Compute gradients by the adjoint equation: memory does not grow with the number of steps, at
         the cost of time.
+
+    likelihood : {"poisson", "negative_binomial", "gaussian"}, default="poisson"
+        How data scatter around the rates m. ``"poisson"``: counts of variance m.
+        ``"negative_binomial"``: counts of variance m + alpha m^2, with a dispersion alpha for each
+        neuron. ``"gaussian"``: values of any sign, such as calcium signals or field potentials,
+        with a variance for each neuron; the readout then gives rates, the expected values, instead
+        of log-rates. Dispersions and variances are learned from the residuals of every epoch.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
@@ -181,7 +190,7 @@ class NODESAE(BaseSAE):
         Epochs without a gain of ``tol`` before stopping, if ``early_stopping``.
 
     tol : float, default=1e-4
-        Gain in bits per spike that counts, if ``early_stopping``.
+        Gain in ``score`` that counts, if ``early_stopping``.
 
     warm_start : bool, default=False
         Go on from the previous fit's weights instead of starting afresh.
@@ -217,18 +226,25 @@ class NODESAE(BaseSAE):
         The fitted network, on the CPU.
     null_rates_ : ndarray of shape (n_neurons,)
         Mean count per bin of every neuron in ``fit``: the null model of ``score``.
+    dispersion_, null_dispersion_ : ndarray of shape (n_neurons,)
+        Dispersion alpha of every neuron, and that of the null model; only if
+        ``likelihood="negative_binomial"``. Near 0 a neuron is Poisson.
+    noise_variance_, null_variance_ : ndarray of shape (n_neurons,)
+        Variance of every neuron around its rate, and around its mean in the null model; only if
+        ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
         Variance of log-rates due to the model's own error, estimated from the training trials; only
-        if ``inference="semi-amortized"``.
+        if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of rates divided by each
+        neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
-        horizon.
+        horizon; without the log(counts!) of counts.
     n_iter_ : int
         Epochs run by the last ``fit``.
     validation_scores_ : list of float
-        Held-out bits per spike after each epoch with a full horizon; only if ``early_stopping``.
+        Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
         The best of them; only if ``early_stopping``.
     n_features_in_ : int
@@ -288,6 +304,7 @@ class NODESAE(BaseSAE):
         rtol=1e-3,
         atol=1e-3,
         adjoint=False,
+        likelihood="poisson",
         encoder_size=64,
         inference="semi-amortized",
         max_refine_iter=10,
@@ -324,6 +341,7 @@ class NODESAE(BaseSAE):
         self.rtol = rtol
         self.atol = atol
         self.adjoint = adjoint
+        self.likelihood = likelihood
         self.encoder_size = encoder_size
         self.inference = inference
         self.max_refine_iter = max_refine_iter
@@ -408,6 +426,13 @@ class RNNSAE(BaseSAE):
     activation : {"tanh", "relu", "softplus"}, default="tanh"
         Activation of the hidden layers, if ``cell="mlp"``.
 
+    likelihood : {"poisson", "negative_binomial", "gaussian"}, default="poisson"
+        How data scatter around the rates m. ``"poisson"``: counts of variance m.
+        ``"negative_binomial"``: counts of variance m + alpha m^2, with a dispersion alpha for each
+        neuron. ``"gaussian"``: values of any sign, such as calcium signals or field potentials,
+        with a variance for each neuron; the readout then gives rates, the expected values, instead
+        of log-rates. Dispersions and variances are learned from the residuals of every epoch.
+
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
 
@@ -478,7 +503,7 @@ class RNNSAE(BaseSAE):
         Epochs without a gain of ``tol`` before stopping, if ``early_stopping``.
 
     tol : float, default=1e-4
-        Gain in bits per spike that counts, if ``early_stopping``.
+        Gain in ``score`` that counts, if ``early_stopping``.
 
     warm_start : bool, default=False
         Go on from the previous fit's weights instead of starting afresh.
@@ -514,18 +539,25 @@ class RNNSAE(BaseSAE):
         The fitted network, on the CPU.
     null_rates_ : ndarray of shape (n_neurons,)
         Mean count per bin of every neuron in ``fit``: the null model of ``score``.
+    dispersion_, null_dispersion_ : ndarray of shape (n_neurons,)
+        Dispersion alpha of every neuron, and that of the null model; only if
+        ``likelihood="negative_binomial"``. Near 0 a neuron is Poisson.
+    noise_variance_, null_variance_ : ndarray of shape (n_neurons,)
+        Variance of every neuron around its rate, and around its mean in the null model; only if
+        ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
         Variance of log-rates due to the model's own error, estimated from the training trials; only
-        if ``inference="semi-amortized"``.
+        if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of rates divided by each
+        neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
-        horizon.
+        horizon; without the log(counts!) of counts.
     n_iter_ : int
         Epochs run by the last ``fit``.
     validation_scores_ : list of float
-        Held-out bits per spike after each epoch with a full horizon; only if ``early_stopping``.
+        Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
         The best of them; only if ``early_stopping``.
     n_features_in_ : int
@@ -576,6 +608,7 @@ class RNNSAE(BaseSAE):
         residual=None,
         hidden_sizes=(64,),
         activation="tanh",
+        likelihood="poisson",
         encoder_size=64,
         inference="semi-amortized",
         max_refine_iter=10,
@@ -608,6 +641,7 @@ class RNNSAE(BaseSAE):
         self.residual = residual
         self.hidden_sizes = hidden_sizes
         self.activation = activation
+        self.likelihood = likelihood
         self.encoder_size = encoder_size
         self.inference = inference
         self.max_refine_iter = max_refine_iter

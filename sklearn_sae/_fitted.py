@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._batches import Batch
 from ._inference import Prior, best_start, refine, trials_at_once
-from ._likelihood import SCORE_FRACTION, bits_per_spike, hidden_entries
+from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
 from ._uncertainty import latents_with_std, rates_with_std
 from ._validation import check_count, check_device, check_latents, check_trials
@@ -69,21 +69,22 @@ class FittedMixin:
             Return standard deviations too; only if ``inference="semi-amortized"``. The posterior of
             a rate is lognormal, with the predicted rate m as its median and the standard deviation
             m sqrt((exp(v) - 1) exp(v)), v being the variance of the log-rate: what the trial's
-            spikes leave open (Laplace approximation) and ``model_variance_``.
+            spikes leave open (Laplace approximation) and ``model_variance_``. With
+            ``likelihood="gaussian"`` it is Gaussian. The noise of the data around the rate is not
+            part of it.
 
         Returns
         -------
         rates : float32 array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i,
         n_neurons)
-            Expected counts per bin, also where nothing was observed; a list if ``X`` was one.
+            Expected counts per bin, or values of a Gaussian, also where nothing was observed; a
+            list if ``X`` was one.
         std : as rates
             Their standard deviations, only if ``return_std``.
         """
         if return_std:
             return self._with_std(X, rates_with_std)
-        return self._per_bin(
-            X, lambda model, z0, batch: model.log_rates(z0, len(batch.counts)).exp()
-        )
+        return self._per_bin(X, lambda model, z0, batch: model.rates(z0, len(batch.counts)))
 
     def inverse_transform(self, X):
         """Rates of given latents.
@@ -110,7 +111,12 @@ class FittedMixin:
         In every trial a seeded 20 % of the observed entries is hidden, the rest is used to infer
         the trial's latents, and the predicted rates are judged on what was hidden, against each
         neuron's mean rate in ``fit``: (log-likelihood - null log-likelihood) / (number of hidden
-        spikes x log 2) [1]_.
+        spikes x log 2) [1]_. With ``likelihood="gaussian"`` it is bits per hidden entry.
+
+        Both log-likelihoods are of the model's own family. The null model has dispersions, or
+        variances, of its own, learned in the same way around constant rates: what its rates leave
+        unexplained is noise to it, so that more bits mean better rates, not noise better described.
+        Scores of two likelihoods have two null models, and do not compare.
 
         Parameters
         ----------
@@ -122,7 +128,7 @@ class FittedMixin:
         Returns
         -------
         score : float
-            Bits per spike. NaN if no spike was hidden.
+            Bits per spike, or per entry of a Gaussian. NaN if no spike was hidden.
 
         References
         ----------
@@ -132,11 +138,11 @@ class FittedMixin:
         for model, batch in self._batches(X):
             hidden = hidden_entries(batch, SCORE_FRACTION)
             z0 = self._infer(model, batch.hide(hidden))
-            log_rates = model.log_rates(z0, len(batch.counts))
+            output = model.output(z0, len(batch.counts))
             null_rates = self._null_rates(batch.counts.device)
-            sums += bits_per_spike(log_rates, null_rates, batch, hidden).cpu()
-        gain, n_spikes = sums.tolist()
-        return gain / n_spikes if n_spikes else float("nan")
+            sums += bits_gained(model.likelihood, output, null_rates, batch, hidden)
+        gain, n_units = sums.tolist()
+        return gain / n_units if n_units else float("nan")
 
     def initial_conditions(self, X):
         """Infer the initial condition of each trial: its latents in the first bin.
@@ -174,7 +180,7 @@ class FittedMixin:
         ahead = []
         for model, batch in self._batches(X):
             z0 = self._infer(model, batch)
-            rates = model.log_rates(z0, int(batch.lengths.max()) + n_bins).exp().cpu().numpy()
+            rates = model.rates(z0, int(batch.lengths.max()) + n_bins).cpu().numpy()
             bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
             ahead.append(rates[bins, :, np.arange(len(batch))[:, np.newaxis]])
         return np.concatenate(ahead)
@@ -279,7 +285,7 @@ class FittedMixin:
     def _batches(self, X: Any) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
         """The fitted model on its device, with one batch of checked trials after the other."""
         check_is_fitted(self)
-        trials = check_trials(self, X, reset=False)
+        trials = check_trials(self, X, reset=False, of_counts=self.model_.likelihood.of_counts)
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         with torch.no_grad():
@@ -343,4 +349,4 @@ class FittedMixin:
 
     @staticmethod
     def _rates(model: SequentialAutoencoder, z: Tensor) -> Tensor:
-        return model.readout(z).exp().T
+        return model.likelihood.rates(model.readout(z)).T

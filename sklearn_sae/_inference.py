@@ -59,12 +59,11 @@ def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: T
     at_once = max(1, MOST_VALUES // (4 * n_bins * n_neurons))
     fits = []
     for candidates in bank.split(at_once, dim=1):
-        log_rates = model.log_rates(candidates, n_bins).reshape(n_bins * n_neurons, -1)
         # Finite, so that nothing of an entry is left once it is multiplied by a mask of zero.
-        log_rates = log_rates.clamp(-50, 50).nan_to_num(nan=50)
-        rates = log_rates.exp()
-        expected = rates.sum(0) if observed is None else observed @ rates
-        fits.append(counts @ log_rates - expected + prior.log_density(candidates))
+        output = model.output(candidates, n_bins).clamp(-50, 50).nan_to_num(nan=50)
+        a, b = (terms.flatten(0, 1) for terms in model.likelihood.natural(output))
+        expected = b.sum(0) if observed is None else observed @ b
+        fits.append(counts @ a - expected + prior.log_density(candidates))
     return bank[:, torch.cat(fits, dim=1).argmax(1)]
 
 
@@ -97,25 +96,26 @@ def refine(
 
     def posterior(z0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = model.dynamics.rollout(z0, n_bins)
-        log_rates = model.readout(latents)
-        value = log_likelihood(log_rates, batch.counts, batch.mask) + prior.log_density(z0)
-        return value.nan_to_num(nan=-torch.inf), latents, log_rates
+        output = model.readout(latents)
+        fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
+        value = fit + prior.log_density(z0)
+        return value.nan_to_num(nan=-torch.inf), latents, output
 
-    value, latents, log_rates = posterior(z0)
+    value, latents, output = posterior(z0)
     active = torch.ones_like(damping, dtype=torch.bool)
     for _ in range(max_iter):
-        gradient, fisher = gradient_and_fisher(model, prior, batch, z0, latents, log_rates)
+        gradient, fisher = gradient_and_fisher(model, prior, batch, z0, latents, output)
         ridge = damping[:, None] * fisher.diagonal(dim1=1, dim2=2)
         # solve_ex, unlike solve, gives NaN for a singular trial instead of an error for all.
         step = torch.linalg.solve_ex(fisher + torch.diag_embed(ridge), gradient)[0]
         proposal = z0 + step.T.nan_to_num()
-        new_value, new_latents, new_log_rates = posterior(proposal)
+        new_value, new_latents, new_output = posterior(proposal)
         gain = new_value - value
         better = active & (gain > 0)
         z0 = torch.where(better, proposal, z0)
         value = torch.where(better, new_value, value)
         latents = torch.where(better, new_latents, latents)
-        log_rates = torch.where(better, new_log_rates, log_rates)
+        output = torch.where(better, new_output, output)
         # Each trial stops on its own account, so that its result does not depend on its batch.
         active = active & ~(better & (gain < tol)) & (damping < 1e4)
         if not bool(active.any()):
@@ -130,17 +130,18 @@ def gradient_and_fisher(
     batch: Batch,
     z0: Tensor,
     latents: Tensor,
-    log_rates: Tensor,
+    output: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Of the log-posterior by the initial condition: ``(n_trials, D)`` and ``(n_trials, D, D)``."""
     n_bins, n_latents, n_trials = latents.shape
-    rates = log_rates.exp()
+    score, information = model.likelihood.score_and_information(output, batch.counts)
     if batch.mask is not None:
-        rates = rates.masked_fill(~batch.mask, 0.0)
+        score = score.masked_fill(~batch.mask, 0.0)
+        information = information.masked_fill(~batch.mask, 0.0)
     kernel = model.readout.weight[:, :-1]
     pairs = (kernel[:, :, None] * kernel[:, None, :]).flatten(1)
-    score = (kernel.T @ (batch.counts - rates)).permute(2, 0, 1)
-    information = (pairs.T @ rates).permute(2, 0, 1).unflatten(2, (n_latents, n_latents))
+    score = (kernel.T @ score).permute(2, 0, 1)
+    information = (pairs.T @ information).permute(2, 0, 1).unflatten(2, (n_latents, n_latents))
     # They may overflow after a trial's end, where score and information are zero.
     sensitivity = sensitivities(model, latents).nan_to_num(0.0, 0.0, 0.0)
     through = sensitivity.transpose(2, 3)

@@ -1,4 +1,4 @@
-"""Masked Poisson log-likelihood, and held-out bits per spike."""
+"""Masked log-likelihood, and held-out bits."""
 
 from __future__ import annotations
 
@@ -9,31 +9,34 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch
+from ._likelihoods import Likelihood
 
-__all__ = ["bits_per_spike", "hidden_entries", "log_likelihood", "mean_loss"]
+__all__ = ["bits_gained", "hidden_entries", "log_likelihood", "mean_loss"]
 
 SCORE_SEED = 0
 SCORE_FRACTION = 0.2
 
 
-def log_likelihood(log_rates: Tensor, counts: Tensor, mask: Tensor | None) -> Tensor:
-    """Poisson log-likelihood of every trial over its observed entries, but for ``-log(counts!)``.
+def log_likelihood(
+    likelihood: Likelihood, output: Tensor, counts: Tensor, mask: Tensor | None
+) -> Tensor:
+    """Log-likelihood of every trial over its observed entries, but for its normaliser.
 
-    All arguments are ``(n_bins, n_neurons, n_trials)``.
+    ``output`` of the readout, ``counts`` and ``mask`` are ``(n_bins, n_neurons, n_trials)``.
     """
     if mask is not None:
         # Before the exponential: rates may overflow where nothing was observed, and inf * 0 is NaN.
-        log_rates = log_rates.masked_fill(~mask, 0.0)
-    terms = counts * log_rates - log_rates.exp()
+        output = output.masked_fill(~mask, 0.0)
+    terms = likelihood.log_density(output, counts)
     if mask is not None:
         terms = terms * mask
     return terms.sum(dim=(0, 1))
 
 
-def mean_loss(log_rates: Tensor, batch: Batch) -> Tensor:
+def mean_loss(likelihood: Likelihood, output: Tensor, batch: Batch) -> Tensor:
     """Negative log-likelihood per observed entry: what training minimises."""
     n_observed = batch.counts.numel() if batch.mask is None else batch.mask.sum().clamp(min=1)
-    return -log_likelihood(log_rates, batch.counts, batch.mask).sum() / n_observed
+    return -_whole(likelihood, output, batch, batch.mask).sum() / n_observed
 
 
 def hidden_entries(batch: Batch, fraction: float) -> Tensor:
@@ -52,13 +55,23 @@ def hidden_entries(batch: Batch, fraction: float) -> Tensor:
     return torch.from_numpy(hidden.transpose(1, 2, 0)).to(batch.counts.device)
 
 
-def bits_per_spike(log_rates: Tensor, null_rates: Tensor, batch: Batch, entries: Tensor) -> Tensor:
-    """Sums, over ``entries``, from which bits per spike is made: (log2-likelihood gain, spikes).
+def bits_gained(
+    likelihood: Likelihood, output: Tensor, null_rates: Tensor, batch: Batch, entries: Tensor
+) -> Tensor:
+    """Sums, over ``entries``, from which a score is made: (log2-likelihood gain, units).
 
-    The gain is over the null model, in which every neuron fires at its constant ``null_rates``.
+    The gain is over the null model, in which every neuron has its constant ``null_rates``; units
+    are spikes, or entries if data are not counts.
     """
-    null = null_rates.clamp(min=1e-9).log()[None, :, None].expand_as(log_rates)
-    gain = log_likelihood(log_rates, batch.counts, entries) - log_likelihood(
-        null, batch.counts, entries
+    null = likelihood.null_output(null_rates).expand_as(output)
+    gain = _whole(likelihood, output, batch, entries) - _whole(
+        likelihood.null(), null, batch, entries
     )
-    return torch.stack([gain.sum() / math.log(2), (batch.counts * entries).sum()]).cpu().double()
+    units = likelihood.n_units(batch.counts, entries)
+    return torch.stack([gain.sum() / math.log(2), units]).cpu().double()
+
+
+def _whole(likelihood: Likelihood, output: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
+    return log_likelihood(likelihood, output, batch.counts, mask) + likelihood.normaliser(
+        batch.counts, mask
+    )

@@ -1,4 +1,4 @@
-"""The network: dynamics and readout, and an encoder where inference is amortized."""
+"""The model: dynamics, readout and likelihood, and an encoder where inference is amortized."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ._dynamics import Dynamics
 from ._encoder import Encoder
+from ._likelihoods import Likelihood
 from ._readout import Readout
 
 __all__ = ["SequentialAutoencoder"]
@@ -16,10 +17,17 @@ __all__ = ["SequentialAutoencoder"]
 class SequentialAutoencoder(nn.Module):
     """Holds the parts of the model; trials are the last axis of every tensor."""
 
-    def __init__(self, dynamics: Dynamics, readout: Readout, encoder: Encoder | None) -> None:
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        readout: Readout,
+        likelihood: Likelihood,
+        encoder: Encoder | None,
+    ) -> None:
         super().__init__()
         self.dynamics = dynamics
         self.readout = readout
+        self.likelihood = likelihood
         self.encoder = encoder
         #: The estimator's parameters at that time: ``set_params`` may have changed them since.
         self.built_with: dict[str, Any] = {}
@@ -28,6 +36,13 @@ class SequentialAutoencoder(nn.Module):
         """Weights of dynamics and readout: what makes spikes from an initial condition."""
         return [*self.dynamics.parameters(), *self.readout.parameters()]
 
-    def log_rates(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Log-rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``z0``."""
+    def output(self, z0: Tensor, n_bins: int) -> Tensor:
+        """The readout's output ``(n_bins, n_neurons, n_trials)`` from initial conditions ``z0``.
+
+        Log-rates, unless the likelihood says otherwise.
+        """
         return self.readout(self.dynamics.rollout(z0, n_bins))
+
+    def rates(self, z0: Tensor, n_bins: int) -> Tensor:
+        """Rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``z0``."""
+        return self.likelihood.rates(self.output(z0, n_bins))

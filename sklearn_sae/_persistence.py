@@ -15,6 +15,7 @@ from . import __version__
 from ._base import BaseSAE
 from ._estimators import NODESAE, RNNSAE
 from ._json import decode, encode, encode_parameters
+from ._likelihoods import LIKELIHOODS
 from ._model import SequentialAutoencoder
 from ._storage import Damaged, Foreign, read, write
 
@@ -35,6 +36,7 @@ ARRAYS = {
     "training_initial_conditions_": ("float32", 2),
     "loss_curve_": ("float64", 1),
     "validation_scores_": ("float64", 1),
+    **{name: ("float64", 1) for likelihood in LIKELIHOODS.values() for name in likelihood.names},
 }
 #: Arrays in a file, but lists in an estimator.
 LISTS = ("loss_curve_", "validation_scores_")
@@ -223,9 +225,10 @@ def _check_names(found: Iterable[str], needed: Iterable[str], possible: Iterable
 
 def _check_learned(learned: dict[str, Any], fitted_with: BaseSAE) -> None:
     """Refuse learned attributes of the wrong kind or shape, or that do not fit each other."""
-    needed = ALWAYS
+    of_neurons = ("null_rates_", *LIKELIHOODS[fitted_with.likelihood].names)
+    needed = ALWAYS | set(of_neurons)
     if fitted_with.inference == "semi-amortized":
-        needed = ALWAYS | WITHOUT_ENCODER
+        needed |= WITHOUT_ENCODER
     _check_names(learned, needed, {*NUMBERS, *ARRAYS})
     for name in learned.keys() & NUMBERS.keys():
         if type(learned[name]) is not NUMBERS[name]:
@@ -235,8 +238,9 @@ def _check_learned(learned: dict[str, Any], fitted_with: BaseSAE) -> None:
         if (learned[name].dtype, learned[name].ndim) != (dtype, n_axes):
             raise ValueError(f"its {name} is not a {dtype} array of {n_axes} axes")
     n_neurons = learned["n_features_in_"]
-    if n_neurons < 1 or len(learned["null_rates_"]) != n_neurons:
-        raise ValueError(f"its null_rates_ are not those of n_features_in_={n_neurons} neurons")
+    for name in of_neurons:
+        if n_neurons < 1 or len(learned[name]) != n_neurons:
+            raise ValueError(f"its {name} are not those of n_features_in_={n_neurons} neurons")
     z0 = learned.get("training_initial_conditions_")
     if z0 is not None and (len(z0) == 0 or z0.shape[1] != fitted_with.n_latents):
         raise ValueError(

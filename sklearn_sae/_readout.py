@@ -1,4 +1,4 @@
-"""Latents to log-rates: a linear readout, and where it starts from."""
+"""Latents to log-rates, or to rates: a linear readout, and where it starts from."""
 
 from __future__ import annotations
 
@@ -8,31 +8,40 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 
 from ._batches import Trials
+from ._likelihoods import Likelihood
 from ._mlp import affine
 
 __all__ = ["Readout", "pca_start"]
 
 SMOOTHING_BINS = 3.0
-SMALLEST_RATE = 0.1
 MOST_VALUES_FOR_PCA = 5_000_000
 
 
 class Readout(nn.Module):
-    """log-rates = weight @ latents + bias, with the bias in the weight's last column."""
+    """output = weight @ latents + bias, with the bias in the weight's last column.
+
+    The output is the log-rates, or what else the likelihood makes rates of.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Log-rates of latents ``(n_bins, n_latents, n_trials)``, or of one bin's."""
+        """Output of latents ``(n_bins, n_latents, n_trials)``, or of one bin's."""
         return affine(self.weight, latents)
 
 
 def pca_start(
-    trials: Trials, n_latents: int, latent_scale: float, rng: np.random.Generator
+    trials: Trials,
+    likelihood: Likelihood,
+    n_latents: int,
+    latent_scale: float,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
     """Start readout and initial conditions from a PCA of the log of the smoothed counts.
+
+    The log is that of counts; the likelihood knows what output smoothed values stand for.
 
     Returns the readout's weight ``(n_neurons, n_latents + 1)`` and the initial conditions
     ``(n_trials, n_latents)``. Beyond the number of neurons there are no principal components: what
@@ -45,7 +54,7 @@ def pca_start(
     n_neurons = trials.n_neurons
     n_for_pca = max(1, MOST_VALUES_FOR_PCA // (trials.n_bins * n_neurons))
     chosen = np.sort(rng.permutation(len(trials))[:n_for_pca])
-    activity = _log_smoothed(trials, chosen, trials.n_bins).reshape(-1, n_neurons)
+    activity = _smoothed_output(trials, likelihood, chosen, trials.n_bins).reshape(-1, n_neurons)
     activity = activity[~np.isnan(activity).all(axis=1)]
     with np.errstate(invalid="ignore"):  # NaN for a neuron that none of the chosen trials has
         mean = np.nansum(activity, axis=0) / np.isfinite(activity).sum(axis=0)
@@ -61,18 +70,20 @@ def pca_start(
     weight = rng.normal(scale=0.01, size=(n_neurons, n_latents + 1))
     weight[:, :n_found] = directions * size
     weight[:, :-1] = weight[:, :-1] @ turn
-    weight[:, -1] = np.log(np.maximum(trials.mean_counts(), 1e-3))
+    weight[:, -1] = likelihood.bias(trials.mean_counts())
     initial = np.zeros((len(trials), n_latents))
     first_bins = min(trials.n_bins, int(4 * SMOOTHING_BINS) + 1)
     for start in range(0, len(trials), n_for_pca):
         rows = np.arange(start, min(start + n_for_pca, len(trials)))
-        first = np.nan_to_num(_log_smoothed(trials, rows, first_bins)[:, 0] - mean)
+        first = np.nan_to_num(_smoothed_output(trials, likelihood, rows, first_bins)[:, 0] - mean)
         initial[rows] = first @ directions / size @ turn[:n_found]
     return torch.from_numpy(weight).float(), torch.from_numpy(initial).float()
 
 
-def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
-    """Log of smoothed counts ``(n_rows, n_bins, n_neurons)``.
+def _smoothed_output(
+    trials: Trials, likelihood: Likelihood, rows: np.ndarray, n_bins: int
+) -> np.ndarray:
+    """Output that smoothed counts are the rates of ``(n_rows, n_bins, n_neurons)``.
 
     NaN where nothing was observed nearby, and after a trial's last observed bin.
     """
@@ -86,4 +97,4 @@ def _log_smoothed(trials: Trials, rows: np.ndarray, n_bins: int) -> np.ndarray:
         from_the_end = np.asarray(observed.any(axis=2))[:, ::-1]
         within = np.asarray(np.logical_or.accumulate(from_the_end, axis=1))[:, ::-1]
         rates[~within] = np.nan
-    return np.log(rates + SMALLEST_RATE)
+    return likelihood.smoothed_output(rates)

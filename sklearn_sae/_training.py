@@ -167,7 +167,7 @@ def train(
     device: torch.device,
     n_done: int = 0,
 ) -> Iterator[Record]:
-    """Fit dynamics, readout and initial conditions; yields after every epoch.
+    """Fit dynamics, readout, likelihood and initial conditions; yields after every epoch.
 
     After any of them training can go on in another call, if all that is given is as it was then and
     ``n_done`` says how many epochs that were.
@@ -181,11 +181,14 @@ def train(
             learning_rate = schedule.learning_rate_at(progress)
             batch = trials.batch(rows, device, horizon)
             z0 = initial_conditions.take(batch)
-            loss = mean_loss(model.log_rates(z0, horizon), batch)
+            output = model.output(z0, horizon)
+            loss = mean_loss(model.likelihood, output, batch)
             loss.backward()
             losses.append(check_loss(loss, epoch))
             optimiser.step(learning_rate, clip_norm)
             initial_conditions.update(batch, learning_rate)
+            model.likelihood.note_residuals(output.detach(), batch)
+        model.likelihood.end_epoch()
         initial_conditions.end_epoch(epoch, horizon)
         mean = float(np.mean(losses))
         yield Record(epoch + 1, mean, horizon, learning_rate, horizon == trials.n_bins)

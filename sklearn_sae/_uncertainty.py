@@ -3,8 +3,8 @@ r"""How sure latents and rates are: a Laplace approximation, and what the model 
 Given the model, the posterior of a trial's initial condition is close to a Gaussian around the
 refined point, its covariance the inverse of Fisher information plus prior precision (MacKay 1992).
 Forward sensitivities dz_t/dz_0 carry it through the trial. The model is not the truth, though, and
-on many trials its own error is as large; that adds one variance of log-rates, the same in all bins,
-estimated from the training trials (`model_variance`).
+on many trials its own error is as large; that adds one variance of the readout's output (log-rates,
+for counts), the same in all bins, estimated from the training trials (`model_variance`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def latents_with_std(
 ) -> Tensor:
     """Latents and their standard deviations ``(n_bins, 2 * n_latents, n_trials)``."""
     latents, _, covariance = _laplace(model, prior, batch, z0)
-    covariance = covariance + variance * _per_log_rate_variance(model)
+    covariance = covariance + variance * _per_output_variance(model)
     std = covariance.diagonal(dim1=2, dim2=3).clamp(min=0).sqrt()
     return torch.cat([latents, std.permute(1, 2, 0)], dim=1)
 
@@ -42,21 +42,22 @@ def rates_with_std(
 ) -> Tensor:
     """Rates and their standard deviations ``(n_bins, 2 * n_neurons, n_trials)``.
 
-    Log-rates are linear in the latents, so rates are lognormal: the rate given is the median m, the
-    standard deviation m sqrt((exp(v) - 1) exp(v)), with v the variance of the log-rate.
+    The readout's output is linear in the latents, so Gaussian. Where it is the log-rate, rates are
+    lognormal: the rate given is the median m, the standard deviation m sqrt((exp(v) - 1) exp(v)),
+    with v the variance of the output.
     """
-    _, log_rates, covariance = _laplace(model, prior, batch, z0)
-    covariance = covariance + variance * _per_log_rate_variance(model)
-    v = _log_rate_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
-    rates = log_rates.exp()
-    return torch.cat([rates, rates * (torch.expm1(v) * v.exp()).sqrt()], dim=1)
+    _, output, covariance = _laplace(model, prior, batch, z0)
+    covariance = covariance + variance * _per_output_variance(model)
+    v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
+    return torch.cat(model.likelihood.rates_with_std(output, v), dim=1)
 
 
 @torch.no_grad()
 def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) -> float:
-    r"""Variance of log-rates around the truth that is due to the model itself.
+    r"""Variance of the readout's output around the truth that is due to the model itself.
 
-    With rates l, counts y and n_spikes observed in all, and averages weighted by l^2,
+    Of Poisson counts, with rates l, counts y and n_spikes observed in all, and averages weighted by
+    l^2,
 
     * d = sum((y - l)^2 - l) / sum(l^2) is what residuals show beyond Poisson noise;
     * the fit has hidden some of that: the variance v of log-rates given the model, by
@@ -67,7 +68,8 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
 
     So the model's bias is d + v + w, and its variance around the best model w: together at least w.
     By chance d is off by about sqrt(2 / sum(l^2)), and what it lacks is cut off at zero: with fewer
-    than 100,000 spikes intervals tend to be too wide.
+    than 100,000 spikes intervals tend to be too wide. Other likelihoods have d + v from their own
+    `misfit`, and their Fisher information, which is l for Poisson counts, in the place of spikes.
     ``table`` holds the fitted initial conditions of ``trials``, one per row.
     """
     prior = Prior.from_samples(table)
@@ -78,13 +80,12 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
     sums = np.zeros(3)
     for batch in trials.chunks(trials_at_once(model, trials.n_bins), table.device):
         z0 = table[torch.as_tensor(batch.rows, device=table.device)].T.contiguous()
-        _, log_rates, covariance = _laplace(model, prior, batch, z0)
-        unseen = ~batch.observed()
-        # Both may overflow after a trial's end, and zero times infinity is not zero.
-        rates = log_rates.exp().masked_fill(unseen, 0.0)
-        v = _log_rate_variance(model, covariance).masked_fill(unseen, 0.0)
-        beyond_poisson = (batch.counts - rates) ** 2 - rates + rates**2 * v
-        sums += [float(x.sum(dtype=torch.float64)) for x in (beyond_poisson, rates**2, rates)]
+        _, output, covariance = _laplace(model, prior, batch, z0)
+        v = _output_variance(model, covariance)
+        misfit = model.likelihood.misfit(output, batch, v)
+        _, information = model.likelihood.score_and_information(output, batch.counts)
+        information = information.masked_fill(~batch.observed(), 0.0)
+        sums += [float(x.sum(dtype=torch.float64)) for x in (*misfit, information)]
     excess, squares, n_spikes = sums.tolist()
     from_weights = n_weights / max(n_spikes + SPIKES_PER_WEIGHT * n_weights, 1.0)
     bias = excess / max(squares, 1e-12) + from_weights
@@ -95,28 +96,28 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
 def _laplace(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, z0: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, log-rates, and covariances ``(n_trials, n_bins, D, D)`` of the latents."""
+    """Latents, output, and covariances ``(n_trials, n_bins, D, D)`` of the latents."""
     latents = model.dynamics.rollout(z0, len(batch.counts))
-    log_rates = model.readout(latents)
-    _, precision = gradient_and_fisher(model, prior, batch, z0, latents, log_rates)
+    output = model.readout(latents)
+    _, precision = gradient_and_fisher(model, prior, batch, z0, latents, output)
     # With L L' = precision, S L'^-1 times its transpose is positive whatever rounding does.
     factor = torch.linalg.cholesky_ex(precision).L
     sensitivity = sensitivities(model, latents).transpose(2, 3)
     spread = torch.linalg.solve_triangular(factor[:, None], sensitivity, upper=False)
     # Beyond a trial's end sensitivities may overflow: nothing is known there.
     spread = spread.nan_to_num(LARGEST_SPREAD).clamp(-LARGEST_SPREAD, LARGEST_SPREAD)
-    return latents, log_rates, spread.transpose(2, 3) @ spread
+    return latents, output, spread.transpose(2, 3) @ spread
 
 
-def _log_rate_variance(model: SequentialAutoencoder, covariance: Tensor) -> Tensor:
+def _output_variance(model: SequentialAutoencoder, covariance: Tensor) -> Tensor:
     """``(n_bins, n_neurons, n_trials)`` from covariances of latents."""
     kernel = model.readout.weight[:, :-1]
     pairs = (kernel[:, :, None] * kernel[:, None, :]).flatten(1)
     return (covariance.flatten(2) @ pairs.T).permute(1, 2, 0)
 
 
-def _per_log_rate_variance(model: SequentialAutoencoder) -> Tensor:
-    """Covariance of latents that gives log-rates a variance of 1, on average over neurons."""
+def _per_output_variance(model: SequentialAutoencoder) -> Tensor:
+    """Covariance of latents that gives outputs a variance of 1, on average over neurons."""
     kernel = model.readout.weight[:, :-1]
     n_neurons, n_latents = kernel.shape
     return torch.linalg.pinv(kernel.T @ kernel) * (n_neurons / min(n_latents, n_neurons))

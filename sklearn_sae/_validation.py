@@ -21,12 +21,15 @@ CHUNK = 8_000_000
 LARGEST_COUNT = 2**24
 
 
-def check_trials(estimator: Any, X: Any, *, reset: bool) -> Trials:
-    """Check spikes and wrap them; ``reset`` learns ``n_features_in_``, the number of neurons."""
+def check_trials(estimator: Any, X: Any, *, reset: bool, of_counts: bool = True) -> Trials:
+    """Check spikes and wrap them; ``reset`` learns ``n_features_in_``, the number of neurons.
+
+    Unless they are ``of_counts``, values may be below zero.
+    """
     X = _as_numpy(X, "X")
     name = type(estimator).__name__
     data = _check_list(X, name) if isinstance(X, list | tuple) else _check_cube(X, name)
-    trials = Trials(data, has_missing=_check_entries(data, name, reset))
+    trials = Trials(data, has_missing=_check_entries(data, name, reset, of_counts))
     if reset:
         estimator.n_features_in_ = trials.n_neurons
     elif trials.n_neurons != estimator.n_features_in_:
@@ -134,13 +137,15 @@ def _check_shape(bins_and_neurons: tuple[int, ...], what: str, shape: tuple[int,
         )
 
 
-def _check_entries(data: np.ndarray | list[np.ndarray], name: str, fitting: bool) -> bool:
-    """Refuse what cannot be a count, and whatever holds nothing else; true if there is any NaN."""
+def _check_entries(
+    data: np.ndarray | list[np.ndarray], name: str, fitting: bool, of_counts: bool
+) -> bool:
+    """Refuse impossible values, and whatever holds nothing but NaN; true if there is any NaN."""
     trials_seen: list[bool] = []
     neurons_seen = np.zeros(data[0].shape[-1], dtype=bool)
     missing = False
     for chunk in _chunks(data):
-        _check_counts(chunk, name)
+        _check_values(chunk, name, of_counts)
         if chunk.dtype.kind == "f":
             observed = ~np.isnan(chunk)
         else:
@@ -163,21 +168,22 @@ def _check_entries(data: np.ndarray | list[np.ndarray], name: str, fitting: bool
     return missing
 
 
-def _check_counts(chunk: np.ndarray, name: str) -> None:
+def _check_values(chunk: np.ndarray, name: str, of_counts: bool) -> None:
     if chunk.dtype in (np.bool_, np.uint8, np.uint16):
         return
     smallest = np.fmin.reduce(chunk, axis=None)
-    if smallest < 0:
+    if of_counts and smallest < 0:
         raise ValueError(
             f"Negative values in data passed to {name}: X holds {smallest}, but spike counts are "
-            ">= 0. Pass counts, not z-scored or baseline-subtracted activity."
+            ">= 0. Pass counts, not z-scored or baseline-subtracted activity; or set "
+            'likelihood="gaussian" for signals that are not counts.'
         )
     largest = float(np.fmax.reduce(chunk, axis=None))
-    if np.isinf(largest):
+    if np.isinf([smallest, largest]).any():
         raise ValueError(
-            f"Input X contains infinity. {name} takes finite counts, and NaN for 'not observed'."
+            f"Input X contains infinity. {name} takes finite values, and NaN for 'not observed'."
         )
-    if largest > LARGEST_COUNT:
+    if of_counts and largest > LARGEST_COUNT:
         raise ValueError(
             f"X holds {largest}, more than single precision can count ({LARGEST_COUNT}). Pass "
             "spikes per bin, and NaN for 'not observed'."

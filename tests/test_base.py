@@ -75,7 +75,13 @@ def test_warm_start_takes_new_trials_and_new_parameters(node, spikes):
 
 
 @pytest.mark.parametrize(
-    "change", [{"n_latents": 3}, {"hidden_sizes": (8,)}, {"inference": "amortized"}]
+    "change",
+    [
+        {"n_latents": 3},
+        {"hidden_sizes": (8,)},
+        {"inference": "amortized"},
+        {"likelihood": "negative_binomial"},
+    ],
 )
 def test_warm_start_refuses_what_changes_the_weights_shapes(node, spikes, change):
     node.set_params(max_epochs=1).fit(spikes)

@@ -33,6 +33,9 @@ KINDS = {
     "amortized": NODESAE(**SMALL, **AMORTIZED, initial_condition_dropout=0.1),
     "amortized, early stopping": RNNSAE(**SMALL, **AMORTIZED, **STOPPING),
     "gru": RNNSAE(**SMALL),
+    "negative binomial": NODESAE(**SMALL, **STOPPING, likelihood="negative_binomial"),
+    "gaussian": NODESAE(**SMALL, likelihood="gaussian"),
+    "amortized, negative binomial": NODESAE(**SMALL, **AMORTIZED, likelihood="negative_binomial"),
     "mlp cell": RNNSAE(**SMALL, cell="mlp", residual=0.1, weight_decay=0.1, clip_norm=None),
 }
 

@@ -4,6 +4,7 @@ import torch
 
 from sklearn_sae._batches import Batch, Trials
 from sklearn_sae._encoder import Encoder, drop, hide_at_random
+from sklearn_sae._likelihoods import Poisson
 
 CPU = torch.device("cpu")
 MEAN = np.array([0.3, 2.0, 0.0, 5.0])
@@ -14,7 +15,8 @@ def generator(seed=0):
 
 
 def make_encoder(dropout=0.0, seed=0):
-    return Encoder(MEAN, 3, 6, dropout, generator(seed))
+    mean = torch.from_numpy(MEAN).float()
+    return Encoder(mean, Poisson(4).spread(mean), 3, 6, dropout, generator(seed))
 
 
 def counts(n_trials=5, n_bins=8, seed=0):

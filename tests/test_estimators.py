@@ -43,6 +43,7 @@ STOPPING = {"early_stopping": True, "horizon_growth": 0}
 MLP_CELL = {"cell": "mlp"}
 COMMON_EFFECTS = {
     "n_latents": ({}, 3),
+    "likelihood": ({}, "negative_binomial"),
     "inference": ({}, "amortized"),
     "encoder_size": (AMORTIZED, 9),
     "dropout": (AMORTIZED, 0.5),

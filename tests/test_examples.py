@@ -140,6 +140,7 @@ def test_code_in_readme(tmp_path, monkeypatch):
     names = {
         "spikes": rng.poisson(1.0, (60, 12, 9)),
         "new_spikes": rng.poisson(1.0, (5, 12, 9)),
+        "signals": rng.normal(size=(60, 12, 9)),
         "labels": np.arange(60) % 3,
         "train": np.arange(40),
         "test": np.arange(40, 60),

@@ -19,6 +19,7 @@ from sklearn_sae._inference import (
     trials_at_once,
 )
 from sklearn_sae._likelihood import log_likelihood
+from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
 from sklearn_sae._readout import Readout
@@ -36,7 +37,13 @@ DYNAMICS = {
 
 
 def make_model(
-    kind="ode", n_latents=3, n_neurons=6, seed=0, dtype=torch.float64, activation="tanh"
+    kind="ode",
+    n_latents=3,
+    n_neurons=6,
+    seed=0,
+    dtype=torch.float64,
+    activation="tanh",
+    likelihood="poisson",
 ):
     generator = torch.Generator().manual_seed(seed)
     mlp = MLP(n_latents, (8,), activation, generator)
@@ -44,7 +51,11 @@ def make_model(
     weight = torch.randn(n_neurons, n_latents + 1, generator=generator)
     weight = weight / n_latents**0.5
     dynamics = DYNAMICS[kind](mlp, n_latents, generator)
-    return SequentialAutoencoder(dynamics, Readout(weight), None).to(dtype).requires_grad_(False)
+    scatter = LIKELIHOODS[likelihood](n_neurons)
+    for name, learned in scatter.state_dict().items():
+        learned.copy_(torch.rand(learned.shape, generator=generator) + (name != "centre") / 2)
+    model = SequentialAutoencoder(dynamics, Readout(weight), scatter, None)
+    return model.to(dtype).requires_grad_(False)
 
 
 def make_problem(
@@ -55,7 +66,7 @@ def make_problem(
     n_latents = model.readout.weight.shape[1] - 1
     rng = np.random.default_rng(seed)
     truth = torch.from_numpy(rng.normal(size=(n_latents, n_trials))).to(dtype)
-    rates = model.log_rates(truth, n_bins).clamp(max=8).exp().permute(2, 0, 1).numpy()
+    rates = model.output(truth, n_bins).clamp(max=8).exp().permute(2, 0, 1).numpy()
     counts = rng.poisson(rates).astype(float)
     counts[rng.random(counts.shape) < missing] = np.nan
     counts[:, 0] = np.nan_to_num(counts[:, 0])
@@ -78,8 +89,9 @@ def some(batch, chosen):
 
 
 def log_posterior(model, prior, batch, z0):
-    log_rates = model.log_rates(z0, len(batch.counts))
-    return log_likelihood(log_rates, batch.counts, batch.mask) + prior.log_density(z0)
+    output = model.output(z0, len(batch.counts))
+    fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
+    return fit + prior.log_density(z0)
 
 
 # --- the prior -----------------------------------------------------------------------------------
@@ -146,11 +158,30 @@ def test_fisher_information_is_that_of_poisson_counts(kind, missing):
     _, fisher = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
     for i in range(z0.shape[1]):
         jacobian = torch.autograd.functional.jacobian(
-            lambda z: model.log_rates(z[:, None], 12)[..., 0], z0[:, i]
+            lambda z: model.output(z[:, None], 12)[..., 0], z0[:, i]
         ).flatten(0, 1)
-        weight = (model.log_rates(z0, 12).exp() * batch.observed())[..., i].flatten()
+        weight = (model.output(z0, 12).exp() * batch.observed())[..., i].flatten()
         expected = jacobian.T @ (weight[:, None] * jacobian) + prior.precision
         torch.testing.assert_close(fisher[i], expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("likelihood", ["negative_binomial", "gaussian"])
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+def test_gradient_and_information_of_other_likelihoods(likelihood, missing):
+    model, prior, batch, z0 = make_problem(missing=missing, likelihood=likelihood)
+    latents = model.dynamics.rollout(z0, 12)
+    gradient, fisher = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
+    leaf = z0.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
+    torch.testing.assert_close(gradient, expected.T, rtol=1e-9, atol=1e-9)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda z: model.rates(z[:, None], 12)[..., 0], z0[:, 1]
+    ).flatten(0, 1)
+    rates, dispersion = model.rates(z0, 12), model.likelihood.dispersion
+    variance = dispersion + 0 * rates if likelihood == "gaussian" else rates + dispersion * rates**2
+    weight = (batch.observed() / variance)[..., 1].flatten()
+    expected = jacobian.T @ (weight[:, None] * jacobian) + prior.precision
+    torch.testing.assert_close(fisher[1], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", DYNAMICS)
@@ -190,10 +221,19 @@ def test_no_trial_ever_gets_worse(seed, kind, missing, distance, n_latents):
         values = new_values
 
 
-@pytest.mark.parametrize("kind", ["ode", "gru", "residual mlp"])
+@pytest.mark.parametrize(
+    ("kind", "likelihood"),
+    [
+        ("ode", "poisson"),
+        ("gru", "poisson"),
+        ("residual mlp", "poisson"),
+        ("ode", "negative_binomial"),
+        ("ode", "gaussian"),
+    ],
+)
 @pytest.mark.parametrize("missing", [0.0, 0.4])
-def test_the_optimum_is_found(kind, missing):
-    model, prior, batch, z0 = make_problem(kind, missing=missing, seed=3)
+def test_the_optimum_is_found(kind, likelihood, missing):
+    model, prior, batch, z0 = make_problem(kind, missing=missing, seed=3, likelihood=likelihood)
     refined = refine(model, prior, batch, z0, max_iter=60, tol=1e-9)
     for i in range(z0.shape[1]):
         trial = some(batch, [i])
@@ -260,7 +300,9 @@ class Doubling(Dynamics):
 @pytest.mark.parametrize("n_bins", [30, 200])
 def test_bins_after_a_trials_end_are_not_looked_at(n_bins):
     # Latents that run away after the end overflow the rates at first, then themselves.
-    model = SequentialAutoencoder(Doubling(), make_model(n_latents=2).readout.float(), None)
+    model = SequentialAutoencoder(
+        Doubling(), make_model(n_latents=2).readout.float(), Poisson(6), None
+    )
     rng = np.random.default_rng(0)
     counts = rng.poisson(2.0, (4, 5, 6)).astype(float)
     padded = np.pad(counts, ((0, 0), (0, n_bins - 5), (0, 0)), constant_values=np.nan)
@@ -281,6 +323,7 @@ def test_a_singular_trial_does_not_spoil_its_batch():
     model = SequentialAutoencoder(
         RecurrentDynamics(MLP(4, (3,), "relu", torch.Generator().manual_seed(0)), 1e-6),
         Readout(torch.tensor([[1.0] * 4 + [0.0]])),
+        Poisson(1),
         None,
     ).requires_grad_(False)
     counts = np.full((600, 20, 1), 1e6)
@@ -303,10 +346,17 @@ def test_a_start_that_overflows_is_left_finite():
 # --- the start -----------------------------------------------------------------------------------
 
 
-@given(seeds, st.sampled_from(sorted(DYNAMICS)), st.sampled_from([0.0, 0.4]))
-@settings(max_examples=20, deadline=None)
-def test_best_start_is_the_best_of_the_bank(seed, kind, missing):
-    model, prior, batch, _ = make_problem(kind, missing=missing, seed=seed % 1000)
+@given(
+    seeds,
+    st.sampled_from(sorted(DYNAMICS)),
+    st.sampled_from([0.0, 0.4]),
+    st.sampled_from(sorted(LIKELIHOODS)),
+)
+@settings(max_examples=30, deadline=None)
+def test_best_start_is_the_best_of_the_bank(seed, kind, missing, likelihood):
+    model, prior, batch, _ = make_problem(
+        kind, missing=missing, seed=seed % 1000, likelihood=likelihood
+    )
     bank = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 30)))
     start = best_start(model, prior, batch, bank)
     values = torch.stack(
@@ -329,9 +379,9 @@ def test_the_bank_is_tried_in_pieces_that_fit_in_memory(monkeypatch):
     expected = best_start(model, prior, batch, bank)
     monkeypatch.setattr(_inference, "MOST_VALUES", 12 * 6 * 4 * 7)
     sizes = []
-    original = model.log_rates
+    original = model.output
     monkeypatch.setattr(
-        model, "log_rates", lambda z0, n_bins: sizes.append(z0.shape[1]) or original(z0, n_bins)
+        model, "output", lambda z0, n_bins: sizes.append(z0.shape[1]) or original(z0, n_bins)
     )
     assert torch.equal(best_start(model, prior, batch, bank), expected)
     assert sum(sizes) == 25

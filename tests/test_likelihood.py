@@ -9,7 +9,8 @@ from scipy.special import gammaln
 from scipy.stats import poisson
 
 from sklearn_sae._batches import Trials
-from sklearn_sae._likelihood import bits_per_spike, hidden_entries, log_likelihood, mean_loss
+from sklearn_sae._likelihood import bits_gained, hidden_entries, log_likelihood, mean_loss
+from sklearn_sae._likelihoods import Poisson
 
 CPU = torch.device("cpu")
 seeds = st.integers(0, 2**32 - 1)
@@ -44,10 +45,13 @@ def test_log_likelihood_is_scipys(seed, missing):
     batch = batch_of(counts)
     y = np.where(observed, counts, 0)
     terms = np.where(observed, poisson.logpmf(y, rates) + gammaln(y + 1), 0)
-    likelihood = log_likelihood(log_of(rates), batch.counts, batch.mask)
+    likelihood = log_likelihood(Poisson(4), log_of(rates), batch.counts, batch.mask)
     np.testing.assert_allclose(likelihood, terms.sum((1, 2)), rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(
-        mean_loss(log_of(rates), batch), -terms.sum() / observed.sum(), rtol=1e-4, atol=1e-4
+        mean_loss(Poisson(4), log_of(rates), batch),
+        -terms.sum() / observed.sum(),
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -60,7 +64,7 @@ def test_rates_where_nothing_was_observed_are_not_looked_at(extreme):
     results = []
     for elsewhere in (0.0, extreme):
         leaf = torch.where(batch.mask, log_rates, elsewhere).requires_grad_()
-        loss = mean_loss(leaf, batch)
+        loss = mean_loss(Poisson(4), leaf, batch)
         loss.backward()
         results.append((loss.detach(), leaf.grad))
     torch.testing.assert_close(results[1], results[0])
@@ -72,7 +76,7 @@ def test_mean_loss_is_smallest_at_the_rates_that_made_the_counts():
     rng = np.random.default_rng(0)
     rates = rng.gamma(4.0, 0.5, (200, 10, 4))
     batch = batch_of(rng.poisson(rates).astype(float))
-    losses = [mean_loss(log_of(scale * rates), batch) for scale in (0.8, 1.0, 1.25)]
+    losses = [mean_loss(Poisson(4), log_of(scale * rates), batch) for scale in (0.8, 1.0, 1.25)]
     assert min(losses) == losses[1]
 
 
@@ -155,7 +159,9 @@ def test_bits_per_spike_by_the_definition(missing):
     hidden = entries.permute(2, 0, 1).numpy()
     y = np.where(observed, counts, 0)
     gain = poisson.logpmf(y, rates) - poisson.logpmf(y, np.broadcast_to(null_rates, y.shape))
-    sums = bits_per_spike(log_of(rates), torch.from_numpy(null_rates).float(), batch, entries)
+    sums = bits_gained(
+        Poisson(4), log_of(rates), torch.from_numpy(null_rates).float(), batch, entries
+    )
     assert sums.dtype == torch.float64
     np.testing.assert_allclose(
         sums, [gain[hidden].sum() / math.log(2), y[hidden].sum()], rtol=1e-4, atol=1e-4
@@ -167,7 +173,9 @@ def test_the_null_model_gains_nothing():
     null_rates = torch.tensor([1.0, 2.0, 3.0, 0.0])
     log_rates = null_rates.clamp(min=1e-9).log()[None, :, None].expand(7, 4, 5)
     batch = batch_of(counts)
-    gain, n_spikes = bits_per_spike(log_rates, null_rates, batch, hidden_entries(batch, 0.5))
+    gain, n_spikes = bits_gained(
+        Poisson(4), log_rates, null_rates, batch, hidden_entries(batch, 0.5)
+    )
     assert gain == 0
     assert n_spikes > 0
 
@@ -175,5 +183,5 @@ def test_the_null_model_gains_nothing():
 def test_a_neuron_silent_in_training_keeps_the_score_finite():
     counts, rates, _ = recording()
     batch = batch_of(counts)
-    sums = bits_per_spike(log_of(rates), torch.zeros(4), batch, batch.observed())
+    sums = bits_gained(Poisson(4), log_of(rates), torch.zeros(4), batch, batch.observed())
     assert sums.isfinite().all()

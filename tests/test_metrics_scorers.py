@@ -217,6 +217,28 @@ def test_cycle_consistency_noise_is_in_units_of_each_log_rate(rng):
     assert cycle_consistency(estimator, None, noise=0.1) == pytest.approx(0.99, abs=1e-3)
 
 
+class Values(Known):
+    """Rates are linear in the latents, and may be negative."""
+
+    likelihood = "gaussian"
+
+    def inverse_transform(self, latents):
+        return latents @ self.readout
+
+
+def test_cycle_consistency_of_values_needs_no_logarithm(rng):
+    estimator = Values(readout=rng.normal(size=(3, 8)))
+    estimator.latents = rng.normal(size=(5, 10, 3))
+    assert cycle_consistency(estimator, None) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scorer", [co_smoothing_score, forward_prediction_score])
+def test_values_have_no_bits_per_spike(spiking, scorer):
+    estimator = make_pipeline(Values()).fit(spiking[1])
+    with pytest.raises(ValueError, match='likelihood="gaussian"'):
+        scorer(estimator, spiking[1])
+
+
 def test_cycle_consistency_errors():
     estimator = Known(readout=np.eye(3))
     with pytest.raises(ValueError, match="noise must be"):

@@ -31,6 +31,8 @@ KINDS = {
     "more latents than neurons": NODESAE(**SMALL | {"n_latents": 9}, activation="relu"),
     "early stopping": NODESAE(**SMALL, **STOPPING),
     "amortized": NODESAE(**SMALL, **AMORTIZED, **STOPPING, dropout=0.3),
+    "negative binomial": NODESAE(**SMALL, likelihood="negative_binomial"),
+    "gaussian, amortized": NODESAE(**SMALL, **AMORTIZED, likelihood="gaussian"),
     "gru": RNNSAE(**SMALL),
     "gru, amortized": RNNSAE(**SMALL, **AMORTIZED),
     "tanh cell": RNNSAE(**SMALL, cell="rnn", residual=0.1),

@@ -203,6 +203,20 @@ def test_every_rate_has_its_axes_named():
     assert on_given.axes_[0].get_legend() is not None
 
 
+def test_rates_of_values():
+    values = np.random.default_rng(0).normal(size=(12, 20, 5))
+    est = NODESAE(n_latents=2, likelihood="gaussian", max_epochs=1, random_state=0).fit(values)
+    display = RateDisplay.from_estimator(est, values, neurons=[2], bin_size=0.01)
+    rates, std = (x[0, :, 2] for x in est.predict(values[:1], return_std=True))
+    # Seconds divide spikes, not values; and bands are as wide below as above.
+    np.testing.assert_allclose(display.rates_[0].get_ydata(), rates, rtol=1e-5)
+    band = display.bands_[0].get_paths()[0].get_extents()
+    assert band.ymin == pytest.approx((rates - 1.645 * std).min(), rel=1e-3)
+    assert band.ymax == pytest.approx((rates + 1.645 * std).max(), rel=1e-3)
+    assert display.axes_[0].get_ylim()[0] < 0
+    assert display.axes_[0].get_ylabel() == "value"
+
+
 def test_rates_of_amortized_inference_have_no_bands():
     est = NODESAE(n_latents=2, inference="amortized", max_epochs=1, random_state=0).fit(ring())
     assert not RateDisplay.from_estimator(est, ring(), neurons=0).bands_

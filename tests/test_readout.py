@@ -7,6 +7,7 @@ from scipy.linalg import subspace_angles
 
 from sklearn_sae import _readout
 from sklearn_sae._batches import Trials
+from sklearn_sae._likelihoods import Gaussian, Poisson
 from sklearn_sae._readout import Readout, pca_start
 
 
@@ -23,8 +24,8 @@ def start(array, n_latents, latent_scale=1.0, seed=0):
     trials = Trials(
         array, has_missing=any(np.isnan(trial).any() for trial in array) if len(array) else False
     )
-    weight, z0 = pca_start(trials, n_latents, latent_scale, np.random.default_rng(seed))
-    return weight, z0
+    likelihood = Poisson(trials.n_neurons)
+    return pca_start(trials, likelihood, n_latents, latent_scale, np.random.default_rng(seed))
 
 
 def test_readout_is_affine_at_every_bin():
@@ -40,6 +41,20 @@ def test_the_subspace_of_noiseless_log_rates_is_found():
     assert found.shape == (12, 3)
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
     np.testing.assert_allclose(found[:, 2], np.log(rates.mean((0, 1))), rtol=1e-5)
+
+
+def test_a_gaussian_starts_from_the_values_themselves():
+    rates, weight, _ = low_rank()
+    values = np.log(rates) * np.arange(1, 13) - 100
+    trials, mean = Trials(values, has_missing=False), values.mean((0, 1))
+    likelihood = Gaussian(12)
+    likelihood.learn_null(trials, mean)
+    found, z0 = pca_start(trials, likelihood, 2, 1.0, np.random.default_rng(0))
+    scaled = weight * (np.arange(1, 13) / values.std((0, 1)))[:, np.newaxis]
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), scaled)).max() < 1
+    assert not found[:, 2].any()
+    first = likelihood.rates(Readout(found)(z0.T)).detach().numpy().T
+    assert np.corrcoef((first - mean).ravel(), (values[:, 0] - mean).ravel())[0, 1] > 0.95
 
 
 def test_principal_components_are_kept_whole():
@@ -153,7 +168,7 @@ def test_a_large_recording_is_sampled(monkeypatch):
     whole = Trials(rates, has_missing=False)
     original = whole.read
     whole.read = lambda rows, n_bins=None: read.append(len(rows)) or original(rows, n_bins)
-    found, z0 = pca_start(whole, 2, 1.0, np.random.default_rng(0))
+    found, z0 = pca_start(whole, Poisson(12), 2, 1.0, np.random.default_rng(0))
     assert read[0] == 70
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
     # A principal component's sign is arbitrary, so compare what is read out.

@@ -83,13 +83,22 @@ TINY = {"n_latents": 1, "max_epochs": 2, "device": "cpu"}
 passed = Counter()
 
 
-@parametrize_with_checks([FlatNODESAE(**TINY, hidden_sizes=(4,)), FlatRNNSAE(**TINY)])
+@parametrize_with_checks(
+    [
+        FlatNODESAE(**TINY, hidden_sizes=(4,)),
+        FlatRNNSAE(**TINY),
+        FlatNODESAE(**TINY, hidden_sizes=(4,), likelihood="gaussian"),
+    ]
+)
 def test_estimator_checks(estimator, check):
     check(estimator)
-    passed[type(estimator)] += 1
+    passed[type(estimator), estimator.likelihood] += 1
 
 
-@pytest.mark.parametrize("adapter", [FlatNODESAE, FlatRNNSAE])
+@pytest.mark.parametrize(
+    "adapter",
+    [(FlatNODESAE, "poisson"), (FlatRNNSAE, "poisson"), (FlatNODESAE, "gaussian")],
+)
 def test_enough_estimator_checks_ran_and_passed(adapter):
     # With a tag set wrong, scikit-learn runs a single check, and that one passes.
     if not passed:
@@ -107,6 +116,15 @@ def test_tags_say_what_goes_in(estimator):
     assert tags.input_tags.allow_nan
     assert tags.requires_fit and not tags.target_tags.required
     assert tags.transformer_tags.preserves_dtype == ["float32"]
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "positive_only"),
+    [("poisson", True), ("negative_binomial", True), ("gaussian", False), ("unknown", False)],
+)
+def test_the_likelihood_says_whether_values_may_be_negative(estimator, likelihood, positive_only):
+    tags = get_tags(estimator.set_params(likelihood=likelihood))
+    assert tags.input_tags.positive_only is positive_only
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
@@ -281,7 +299,14 @@ def test_node_puts_every_tensor_on_the_chosen_device(node, holes, parameters):
 
 @pytest.mark.parametrize(
     "parameters",
-    [{}, {"cell": "rnn", "residual": 0.1}, {"cell": "mlp"}, {"inference": "amortized"}],
+    [
+        {},
+        {"cell": "rnn", "residual": 0.1},
+        {"cell": "mlp"},
+        {"inference": "amortized"},
+        {"likelihood": "negative_binomial"},
+        {"likelihood": "gaussian", "inference": "amortized"},
+    ],
     ids=str,
 )
 def test_rnn_puts_every_tensor_on_the_chosen_device(rnn, holes, parameters):

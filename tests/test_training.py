@@ -9,7 +9,8 @@ from sklearn_sae._batches import Trials
 from sklearn_sae._dynamics import NeuralODE
 from sklearn_sae._encoder import Encoder
 from sklearn_sae._inference import Prior
-from sklearn_sae._likelihood import log_likelihood
+from sklearn_sae._likelihood import log_likelihood, mean_loss
+from sklearn_sae._likelihoods import Poisson
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
 from sklearn_sae._optimizer import OPTIMIZERS, Soap
@@ -40,12 +41,15 @@ class Setup:
         self.generator = torch.Generator().manual_seed(seed)
         mlp = MLP(2, (16,), "tanh", self.generator)
         dynamics = NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False, 10.0)
-        weight, table = pca_start(self.trials, 2, 1.0, np.random.default_rng(seed))
+        likelihood = Poisson(self.trials.n_neurons)
+        rng = np.random.default_rng(seed)
+        weight, table = pca_start(self.trials, likelihood, 2, 1.0, rng)
         dropout = changes.pop("dropout", 0.0)
         encoder = None
         if inference == "encoded":
-            encoder = Encoder(self.trials.mean_counts(), 2, 8, dropout, self.generator)
-        self.model = SequentialAutoencoder(dynamics, Readout(weight), encoder)
+            mean = torch.from_numpy(self.trials.mean_counts()).float()
+            encoder = Encoder(mean, likelihood.spread(mean), 2, 8, dropout, self.generator)
+        self.model = SequentialAutoencoder(dynamics, Readout(weight), likelihood, encoder)
         if encoder is None:
             self.initial_conditions = FreeInitialConditions(
                 table, self.model, self.trials, dropout, self.generator
@@ -165,9 +169,9 @@ def test_the_loss_falls_to_near_what_noise_allows(inference):
     phase = rng.uniform(0, 2 * np.pi, (40, 1, 1)) + 0.3 * np.arange(20)[:, np.newaxis]
     log_rates = torch.from_numpy(0.5 + np.sin(phase + np.arange(8))).float().permute(1, 2, 0)
     batch = setup.trials.batch(np.arange(40), CPU)
-    limit = -log_likelihood(log_rates, batch.counts, None).sum().item() / batch.counts.numel()
+    limit = mean_loss(Poisson(8), log_rates, batch).item()
     mean = torch.from_numpy(setup.trials.mean_counts()).float().log()[:, None]
-    null = -log_likelihood(mean.expand(20, 8, 40), batch.counts, None).sum().item() / 6400
+    null = mean_loss(Poisson(8), mean.expand(20, 8, 40), batch).item()
     share = (null - records[-1].loss) / (null - limit)
     assert share > 0.75
     assert records[-1].loss < records[0].loss
@@ -257,8 +261,9 @@ def test_now_and_then_initial_conditions_catch_up_with_the_weights():
     def log_posterior(prior):
         with torch.no_grad():
             z0 = conditions.table.T
-            likelihood = log_likelihood(setup.model.log_rates(z0, 10), batch.counts, batch.mask)
-            return likelihood + prior.log_density(z0)
+            output = setup.model.output(z0, 10)
+            fit = log_likelihood(setup.model.likelihood, output, batch.counts, batch.mask)
+            return fit + prior.log_density(z0)
 
     prior = Prior.from_samples(conditions.table)
     before, table = log_posterior(prior), conditions.table.clone()

@@ -6,7 +6,7 @@ import torch
 
 from sklearn_sae import NODESAE
 from sklearn_sae._inference import Prior
-from sklearn_sae._uncertainty import _laplace, _log_rate_variance, model_variance
+from sklearn_sae._uncertainty import _laplace, _output_variance, model_variance
 from sklearn_sae._validation import check_trials
 from sklearn_sae.datasets import CustomSystem, make_chaotic_spikes
 
@@ -69,7 +69,7 @@ def test_covariance_is_the_inverse_hessian(est):
         latents, log_rates, covariance = _laplace(model, prior, batch, z0)
 
     def log_rates_of(z):
-        return model.log_rates(z[:, None], 25)[..., 0]
+        return model.output(z[:, None], 25)[..., 0]
 
     jacobian = torch.stack(
         [
@@ -82,7 +82,7 @@ def test_covariance_is_the_inverse_hessian(est):
     precision = jacobian.T @ (rates[:, None] * jacobian) + prior.precision
     inverse = torch.linalg.inv(precision)
     np.testing.assert_allclose(covariance[0, 0], inverse, rtol=2e-2)
-    variance = _log_rate_variance(model, covariance)[..., 0]
+    variance = _output_variance(model, covariance)[..., 0]
     expected = ((jacobian @ inverse) * jacobian).sum(1).reshape(variance.shape)
     np.testing.assert_allclose(variance, expected, rtol=5e-2, atol=1e-5)
 

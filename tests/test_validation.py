@@ -117,6 +117,7 @@ BAD_PARAMETERS = {
     "hidden_sizes": [(), (0,), (2.5,), 128, "abc"],
     "activation": ["sine", None],
     "encoder_size": [0],
+    "likelihood": ["bernoulli", None],
     "inference": ["encoder"],
     "max_refine_iter": [-1],
     "dropout": [-0.1, 1.0],

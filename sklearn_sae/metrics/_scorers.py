@@ -19,7 +19,8 @@ def co_smoothing_score(
 
     The same neurons are hidden (set to NaN) in all trials, predicted from the others, and compared
     with constant rates, ``estimator.null_rates_`` [1]_. (The benchmark takes the constant rates
-    from the hidden spikes themselves, and so gives slightly less.)
+    from the hidden spikes themselves, and so gives slightly less.) The likelihood is Poisson's,
+    whatever that of the estimator.
 
     Parameters
     ----------
@@ -43,7 +44,8 @@ def co_smoothing_score(
     Raises
     ------
     ValueError
-        If ``held_out`` is not a share, or there are fewer than 2 neurons.
+        If ``held_out`` is not a share, there are fewer than 2 neurons, or the estimator is one with
+        ``likelihood="gaussian"``.
 
     References
     ----------
@@ -152,7 +154,8 @@ def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: A
     Raises
     ------
     ValueError
-        If ``n_bins`` is not positive, or a trial has no bin more than that.
+        If ``n_bins`` is not positive, a trial has no bin more than that, or the estimator is one
+        with ``likelihood="gaussian"``.
 
     References
     ----------
@@ -186,13 +189,13 @@ def cycle_consistency(
 ) -> float:
     """How much of the latents can be read back from the rates that they give.
 
-    Latents are mapped to log-rates, and an affine map from those back to latents is fitted by least
-    squares. The score is its R2, in which dimensions weigh by their variance. Latent activity that
-    the readout does not show to the neurons lowers it: activity that the data cannot have asked
-    for [1]_. With a linear readout and no ``noise`` only what the readout loses altogether can
-    lower it, as when there are more latents than neurons; noise on the log-rates makes what it
-    shows faintly count as well [2]_. (Readouts may be nonlinear there, and the way back is a small
-    network; they are linear here.)
+    Latents are mapped to log-rates (to rates, if the estimator has ``likelihood="gaussian"``), and
+    an affine map from those back to latents is fitted by least squares. The score is its R2, in
+    which dimensions weigh by their variance. Latent activity that the readout does not show to the
+    neurons lowers it: activity that the data cannot have asked for [1]_. With a linear readout and
+    no ``noise`` only what the readout loses altogether can lower it, as when there are more latents
+    than neurons; noise on the log-rates makes what it shows faintly count as well [2]_. (Readouts
+    may be nonlinear there, and the way back is a small network; they are linear here.)
 
     Parameters
     ----------
@@ -236,10 +239,10 @@ def cycle_consistency(
     latents = estimator.transform(X)
     rates = rows(as_trials("rates", estimator.inverse_transform(latents)))
     states = rows(as_trials("latents", latents))
-    log_rates = np.log(np.maximum(rates, 1e-9))
-    back = LinearRegression().fit(log_rates, states)
-    draws = check_random_state(random_state).normal(size=log_rates.shape)
-    noisy = log_rates + noise * log_rates.std(axis=0) * draws
+    output = np.log(np.maximum(rates, 1e-9)) if _of_counts(estimator) else rates
+    back = LinearRegression().fit(output, states)
+    draws = check_random_state(random_state).normal(size=output.shape)
+    noisy = output + noise * output.std(axis=0) * draws
     return float(r2_score(states, back.predict(noisy), multioutput="variance_weighted"))
 
 
@@ -247,12 +250,25 @@ def _hidden_bits_per_spike(
     estimator: Any, X: Any, trials: list[Array], masks: list[NDArray[np.bool_]]
 ) -> float:
     """Hide the entries under the masks, predict, and score those alone."""
+    if not _of_counts(estimator):
+        raise ValueError(
+            'Bits per spike need counts, but the estimator has likelihood="gaussian". Use its own '
+            "score, or R2 of what predict gives."
+        )
     shown = [np.where(mask, np.nan, x) for x, mask in zip(trials, masks, strict=True)]
     hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, masks, strict=True)]
     rates = _predict(estimator, shown, X)
+    return bits_per_spike(rates, hidden, _last_step(estimator).null_rates_)
+
+
+def _last_step(estimator: Any) -> Any:
+    """The sequential autoencoder within a search or a pipeline."""
     best = getattr(estimator, "best_estimator_", estimator)
-    last = best[-1] if hasattr(best, "steps") else best
-    return bits_per_spike(rates, hidden, last.null_rates_)
+    return best[-1] if hasattr(best, "steps") else best
+
+
+def _of_counts(estimator: Any) -> bool:
+    return getattr(_last_step(estimator), "likelihood", "poisson") != "gaussian"
 
 
 def _predict(estimator: Any, trials: list[Array], X: Any) -> Any:

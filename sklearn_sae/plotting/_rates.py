@@ -26,6 +26,9 @@ class RateDisplay:
         Counts; NaN where not observed.
     true_rates : array of shape (n_bins, n_neurons) or None, default=None
         Expected counts, if known.
+    of_counts : bool, default=True
+        False for the values of any sign that ``likelihood="gaussian"`` is for: bands are Gaussian
+        instead of lognormal, axes go below zero, and ``bin_size`` is for the time alone.
 
     Attributes
     ----------
@@ -47,12 +50,19 @@ class RateDisplay:
     """
 
     def __init__(
-        self, rates: Any, *, std: Any = None, spikes: Any = None, true_rates: Any = None
+        self,
+        rates: Any,
+        *,
+        std: Any = None,
+        spikes: Any = None,
+        true_rates: Any = None,
+        of_counts: bool = True,
     ) -> None:
         self.rates = rates
         self.std = std
         self.spikes = spikes
         self.true_rates = true_rates
+        self.of_counts = of_counts
 
     @classmethod
     def from_estimator(
@@ -103,6 +113,7 @@ class RateDisplay:
             std=std,
             spikes=X[trial],
             true_rates=None if true_rates is None else true_rates[trial],
+            of_counts=estimator.likelihood != "gaussian",
         )
         return display.plot(ax=ax, neurons=neurons, coverage=coverage, bin_size=bin_size)
 
@@ -137,15 +148,19 @@ class RateDisplay:
         self.true_rates_: list[Any] = []
         self.spikes_: list[Any] = []
         self.bands_: list[Any] = []
-        time, scale = np.arange(len(rates)) * (bin_size or 1.0), 1 / (bin_size or 1.0)
+        time = np.arange(len(rates)) * (bin_size or 1.0)
+        scale = 1 / bin_size if bin_size and self.of_counts else 1.0
         for axis, neuron in zip(self.axes_, neurons, strict=True):
             self._draw(axis, int(neuron), rates, time, scale, coverage)
             axis.set_title(f"neuron {neuron}")
-            axis.set_ylim(bottom=0)
+            if self.of_counts:
+                axis.set_ylim(bottom=0)
             finish(axis)
         time_label, rate_label = (
             ("time (bins)", "spikes per bin") if bin_size is None else ("time (s)", "spikes per s")
         )
+        if not self.of_counts:
+            rate_label = "value"
         for i, axis in enumerate(self.axes_):
             # Of our own grid, only the lowest in each column and the first in each row.
             if ax is not None or i + N_COLUMNS >= len(neurons):
@@ -169,11 +184,13 @@ class RateDisplay:
             counts = np.asarray(self.spikes, dtype=float)[:, neuron] * scale
             # Points rather than bars: a count of 0 is seen, and so is one not observed.
             (dots,) = axis.plot(
-                time, counts, ".", color="#6B7680", ms=6, label="spikes", zorder=1, clip_on=False
-            )
+                time, counts, ".", color="#6B7680", ms=6, zorder=1, clip_on=False,
+                label="spikes" if self.of_counts else "observed",
+            )  # fmt: skip
             self.spikes_.append(dots)
         if self.std is not None:
-            low, high = lognormal_band(rates[:, neuron], self.std, neuron, coverage)
+            find_band = lognormal_band if self.of_counts else gaussian_band
+            low, high = find_band(rates[:, neuron], self.std, neuron, coverage)
             band = axis.fill_between(
                 time,
                 low * scale,
@@ -220,3 +237,9 @@ def lognormal_band(rates: Any, std: Any, neuron: int, coverage: float) -> tuple[
     sigma = np.sqrt(np.log((1 + np.sqrt(1 + 4 * ratio**2)) / 2))
     reach = NormalDist().inv_cdf(0.5 + coverage / 2)
     return rates * np.exp(-reach * sigma), rates * np.exp(reach * sigma)
+
+
+def gaussian_band(rates: Any, std: Any, neuron: int, coverage: float) -> tuple[Any, Any]:
+    """Ends of the interval that holds ``coverage`` of a Gaussian with these means and std."""
+    reach = NormalDist().inv_cdf(0.5 + coverage / 2) * np.asarray(std, dtype=float)[:, neuron]
+    return rates - reach, rates + reach
