@@ -21,12 +21,14 @@ from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
 from ._fitted import FittedMixin
 from ._inference import trials_at_once
+from ._inputs import Inputs
 from ._likelihoods import LIKELIHOODS, Likelihood
 from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS, Soap
 from ._readout import Readout, pca_start
 from ._schedule import Schedule
 from ._training import (
+    INPUTS_JOIN,
     EncodedInitialConditions,
     FreeInitialConditions,
     InitialConditions,
@@ -69,7 +71,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """Fresh dynamics, drawn from ``generator``; without one, their shapes only."""
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, *, inputs=None):
         """Fit the model to spike counts.
 
         Parameters
@@ -79,15 +81,30 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             that were not observed.
         y : Ignored
             Not used; there for scikit-learn's conventions.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs to the dynamics, such as stimuli; those of a bin act between it and the
+            next. Other methods then need them too. Within a pipeline or a search, route them:
+            ``sklearn.set_config(enable_metadata_routing=True)`` and
+            ``est.set_fit_request(inputs=True)``, likewise for the other methods.
 
         Returns
         -------
         self : object
             The fitted estimator.
         """
+        if self.n_inferred_inputs and self.inference == "amortized":
+            raise ValueError(
+                f"n_inferred_inputs={self.n_inferred_inputs} needs the posterior of the inputs, "
+                'which an encoder does not give. Set inference="semi-amortized", or '
+                "n_inferred_inputs=0."
+            )
         continued = self.warm_start and hasattr(self, "model_")
         of_counts = LIKELIHOODS[self.likelihood].of_counts
-        trials = check_trials(self, X, reset=not continued, of_counts=of_counts)
+        trials = check_trials(self, X, inputs, reset=not continued, of_counts=of_counts)
+        if self.n_inferred_inputs and trials.n_bins == 1:
+            raise ValueError(
+                "n_inferred_inputs must be 0 for trials of one bin: inputs act between bins."
+            )
         device = check_device(self.device)
         seed = check_seed(self.random_state)
         checkpoint = None
@@ -115,14 +132,34 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         )
         finished = self._train(state, training, device, checkpoint)
         if isinstance(initial_conditions, FreeInitialConditions):
-            self.training_initial_conditions_ = initial_conditions.table.cpu().numpy()
-            self.model_variance_ = model_variance(model, training, initial_conditions.table)
+            self.training_initial_conditions_ = initial_conditions.z0.cpu().numpy().copy()
+            self.model_variance_ = model_variance(model, training, initial_conditions.causes)
         self.model_ = model.cpu().requires_grad_(False)
         for name, values in model.likelihood.learned().items():
             setattr(self, name, values)
         if finished and checkpoint is not None:
             checkpoint.remove()
         return self
+
+    def fit_transform(self, X, y=None, *, inputs=None):
+        """Fit, and infer the latents of the same trials.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
+            Spike counts; NaN = not observed.
+        y : Ignored
+            Not used; there for scikit-learn's conventions.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs to the dynamics.
+
+        Returns
+        -------
+        latents : float32 array of shape (n_trials, n_bins, n_latents), or list of (n_bins_i,
+        n_latents)
+            Latents, as ``fit(X, inputs=inputs).transform(X, inputs=inputs)`` gives.
+        """
+        return self.fit(X, y, inputs=inputs).transform(X, inputs=inputs)
 
     def _split(self, trials: Trials, seed: int) -> tuple[Trials, Trials | None]:
         if not self.early_stopping:
@@ -160,7 +197,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             batches = training.chunks(
                 trials_at_once(self.model_, training.n_bins), torch.device("cpu")
             )
-            z0 = torch.cat([self._infer(self.model_, batch) for batch in batches], dim=1).T
+            z0 = torch.cat(
+                [self._infer(self.model_, batch)[: self._n_fitted_latents] for batch in batches],
+                dim=1,
+            ).T
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)
         try:
@@ -169,8 +209,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             raise ValueError(
                 "warm_start=True goes on with the weights of the last fit, but a parameter that "
                 "decides their shape was changed since (n_latents, hidden_sizes, encoder_size, "
-                "inference, likelihood or cell). Set it back, or set warm_start=False to start "
-                "afresh."
+                "inference, likelihood, n_inferred_inputs or cell). Set it back, or set "
+                "warm_start=False to start afresh."
             ) from error
         return model, z0.contiguous()
 
@@ -185,7 +225,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             likelihood = LIKELIHOODS[self.likelihood](n_neurons, device)
         dynamics = self._build_dynamics(generator)
         encoder = self._build_encoder(likelihood, generator)
-        model = SequentialAutoencoder(dynamics, readout, likelihood, encoder)
+        inputs = None
+        if self.n_inputs_in_ or self.n_inferred_inputs:
+            inputs = Inputs(self.n_latents, self.n_inputs_in_, self.n_inferred_inputs, generator)
+        model = SequentialAutoencoder(dynamics, readout, likelihood, encoder, inputs)
         model.built_with = self.get_params(deep=False)
         # The network does not depend on it, and an instance moves on.
         model.built_with.pop("random_state", None)
@@ -222,7 +265,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
         if model.encoder is None:
-            return FreeInitialConditions(z0, model, training, dropout, generator)
+            inputs_join = math.ceil(INPUTS_JOIN * self.max_epochs)
+            return FreeInitialConditions(z0, model, training, dropout, generator, inputs_join)
         return EncodedInitialConditions(
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )
@@ -302,12 +346,14 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> EarlyStopping | None:
         if validation is None:
             return None
-        table = getattr(initial_conditions, "table", None)
+        z0 = table = None
+        if isinstance(initial_conditions, FreeInitialConditions):
+            z0, table = initial_conditions.z0, initial_conditions.table
         score = ValidationScore(
             model,
             validation.batch(np.arange(len(validation)), device),
             self._null_rates(device),
-            table,
+            z0,
         )
         state = model.state_dict()
         if table is not None:

@@ -29,13 +29,15 @@ class Batch:
     ``mask`` is None where every entry was observed; ``counts`` is zero where it was not. (With a
     Gaussian likelihood, counts are values of any sign.)
     ``lengths`` holds the number of bins up to each trial's last observed one, ``rows`` where the
-    trials stand in the recording.
+    trials stand in the recording. ``inputs``, if any are known, are ``(n_bins, n_inputs,
+    n_trials)``, and may go on after the last bin of the counts.
     """
 
     counts: Tensor
     mask: Tensor | None
     lengths: np.ndarray
     rows: np.ndarray
+    inputs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,16 +55,25 @@ class Batch:
 class Trials:
     """A checked recording.
 
-    ``data`` is an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i, n_neurons)``.
+    ``data`` is an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i, n_neurons)``;
+    known ``inputs`` are an array ``(n_trials, n_bins, n_inputs)``, n_bins being at least that of
+    the longest trial.
     """
 
-    def __init__(self, data: np.ndarray | Sequence[np.ndarray], *, has_missing: bool) -> None:
+    def __init__(
+        self,
+        data: np.ndarray | Sequence[np.ndarray],
+        *,
+        has_missing: bool,
+        inputs: np.ndarray | None = None,
+    ) -> None:
         self.data: Any = data
         self.is_list = not isinstance(data, np.ndarray)
         self.has_missing = has_missing
         self.n_neurons: int = data[0].shape[-1]
         # An array's trials are all equally long.
         self.n_bins: int = max(map(len, data))
+        self.inputs = inputs
 
     def __len__(self) -> int:
         return len(self.data)
@@ -102,7 +113,8 @@ class Trials:
             mask = _trials_last(observed, device)
         if counts.dtype not in TORCH_DTYPES:
             counts = counts.astype(np.float32)
-        return Batch(_trials_last(counts, device).float(), mask, lengths, rows)
+        inputs = None if self.inputs is None else _trials_last(self.inputs[rows], device)
+        return Batch(_trials_last(counts, device).float(), mask, lengths, rows, inputs)
 
     def chunks(self, size: int, device: torch.device, n_bins: int | None = None) -> Iterator[Batch]:
         """All trials in order, in batches of ``size``."""
@@ -131,6 +143,8 @@ class Trials:
             digest.update(counts.astype(np.float32).tobytes())
             if observed is not None:
                 digest.update(np.packbits(observed).tobytes())
+        if self.inputs is not None:
+            digest.update(self.inputs.tobytes())
         return digest.hexdigest()
 
 
@@ -140,6 +154,7 @@ class _Subset(Trials):
         self.is_list, self.has_missing = whole.is_list, whole.has_missing
         self.n_neurons = whole.n_neurons
         self.n_bins = whole.n_bins
+        self.inputs = None if whole.inputs is None else whole.inputs[rows]
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -39,8 +39,11 @@ class Dynamics(nn.Module):
     latent_scale = 1.0
 
     @abstractmethod
-    def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``."""
+    def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
+        """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``.
+
+        Between one bin and the next they jump by ``kicks`` ``(n_bins - 1, n_latents, n_trials)``.
+        """
 
     def step(self, z: Tensor) -> Tensor:
         """Advance states by one bin."""
@@ -76,7 +79,7 @@ class NeuralODE(Dynamics):
         """Rate of change of the latents, per bin."""
         return self.mlp(z) / self.time_scale
 
-    def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
+    def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
         if self.solver in TABLEAUS and not self.adjoint:
             return rollout_mlp(
                 self.mlp,
@@ -85,8 +88,14 @@ class NeuralODE(Dynamics):
                 TABLEAUS[self.solver],
                 self.n_substeps,
                 1 / (self.time_scale * self.n_substeps),
+                kicks,
             )
-        return self._rollout_torchdiffeq(z0, n_bins)
+        if kicks is None:
+            return self._rollout_torchdiffeq(z0, n_bins)
+        latents = [z0]
+        for kick in kicks:
+            latents.append(self._rollout_torchdiffeq(latents[-1], 2)[1] + kick)
+        return torch.stack(latents)
 
     def _rollout_torchdiffeq(self, z0: Tensor, n_bins: int) -> Tensor:
         if n_bins == 1:
@@ -130,14 +139,15 @@ class RecurrentDynamics(Dynamics):
         saturates = residual is None and not isinstance(cell, MLP)
         self.latent_scale = 0.5 if saturates else 1.0
 
-    def rollout(self, z0: Tensor, n_bins: int) -> Tensor:
+    def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
         if self.residual is not None and isinstance(self.cell, MLP):
-            return rollout_mlp(self.cell, z0, n_bins, TABLEAUS["euler"], 1, self.residual)
+            return rollout_mlp(self.cell, z0, n_bins, TABLEAUS["euler"], 1, self.residual, kicks)
         latents = [z0]
-        for _ in range(n_bins - 1):
+        for t in range(n_bins - 1):
             z = latents[-1]
             change = self.cell(z)
-            latents.append(change if self.residual is None else z + self.residual * change)
+            z = change if self.residual is None else z + self.residual * change
+            latents.append(z if kicks is None else z + kicks[t])
         return torch.stack(latents)
 
     def step_jacobian(self, z: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch
-from ._inference import Prior, best_start, refine
+from ._inference import best_start, refine
 from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
+from ._prior import Prior
 from ._training import Record
 
 __all__ = ["EarlyStopping", "ValidationScore"]
@@ -27,27 +28,27 @@ class ValidationScore:
         self.model, self.batch, self.null_rates, self.table = model, batch, null_rates, table
         self.hidden = hidden_entries(batch, SCORE_FRACTION)
         self.seen = batch.hide(self.hidden)
-        self.z0: Tensor | None = None
+        self.causes: Tensor | None = None
 
     @torch.no_grad()
     def __call__(self) -> float:
         if self.table is not None:
-            z0 = self._follow(self.table)
+            causes = self._follow(self.table)
         else:
             assert self.model.encoder is not None
-            z0 = self.model.encoder(self.seen)
-        output = self.model.output(z0, len(self.batch.counts))
+            causes = self.model.encoder(self.seen)
+        output = self.model.output(causes, len(self.batch.counts), self.batch.inputs)
         gain, n_units = bits_gained(
             self.model.likelihood, output, self.null_rates, self.batch, self.hidden
         )
         return float(gain / n_units.clamp(min=1))
 
     def _follow(self, table: Tensor) -> Tensor:
-        prior = Prior.from_samples(table)
-        if self.z0 is None:
-            self.z0 = best_start(self.model, prior, self.seen, table.T)
-        self.z0 = refine(self.model, prior, self.seen, self.z0, max_iter=2)
-        return self.z0
+        prior = Prior.from_samples(table, self.model.inputs)
+        if self.causes is None:
+            self.causes = best_start(self.model, prior, self.seen, table.T)
+        self.causes = refine(self.model, prior, self.seen, self.causes, max_iter=2)
+        return self.causes
 
 
 class EarlyStopping:
@@ -69,7 +70,7 @@ class EarlyStopping:
 
     def should_stop(self, record: Record) -> bool:
         """Score the validation trials after an epoch; true if it is time to stop."""
-        if not record.full_horizon:
+        if not record.complete:
             return False
         score = self.score()
         self.scores.append(score)
@@ -96,8 +97,8 @@ class EarlyStopping:
             name: torch.tensor(values, dtype=torch.float64, device="cpu")
             for name, values in numbers.items()
         }
-        if self.score.z0 is not None:
-            state["z0"] = self.score.z0
+        if self.score.causes is not None:
+            state["causes"] = self.score.causes
         return state | {f"best.{name}": tensor for name, tensor in self._best.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -105,6 +106,6 @@ class EarlyStopping:
         self.scores = state["scores"].tolist()
         self.best_score = state["best_score"].item()
         self.n_without_gain = int(state["n_without_gain"])
-        if "z0" in state:
-            self.score.z0 = state["z0"].to(self.score.batch.counts.device)
+        if "causes" in state:
+            self.score.causes = state["causes"].to(self.score.batch.counts.device)
         self._best = {name: state[f"best.{name}"] for name in self.state if f"best.{name}" in state}

@@ -30,6 +30,7 @@ COMMON_CONSTRAINTS: dict = {
     "hidden_sizes": ["array-like"],
     "activation": [StrOptions(set(ACTIVATIONS))],
     "likelihood": [StrOptions(set(LIKELIHOODS))],
+    "n_inferred_inputs": [Interval(Integral, 0, None, closed="left")],
     "encoder_size": [COUNT],
     "inference": [StrOptions({"semi-amortized", "amortized"})],
     "max_refine_iter": [Interval(Integral, 0, None, closed="left")],
@@ -119,6 +120,13 @@ class NODESAE(BaseSAE):
         neuron. ``"gaussian"``: values of any sign, such as calcium signals or field potentials,
         with a variance for each neuron; the readout then gives rates, the expected values, instead
         of log-rates. Dispersions and variances are learned from the residuals of every epoch.
+
+    n_inferred_inputs : int, default=0
+        Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
+        (an autoregressive process of each): for data that no initial condition explains, as a
+        perturbation that comes within the trial. They join after two fifths of the epochs. What
+        they cost is counted, so that those that are not needed vanish. Only if
+        ``inference="semi-amortized"``.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
@@ -305,6 +313,7 @@ class NODESAE(BaseSAE):
         atol=1e-3,
         adjoint=False,
         likelihood="poisson",
+        n_inferred_inputs=0,
         encoder_size=64,
         inference="semi-amortized",
         max_refine_iter=10,
@@ -342,6 +351,7 @@ class NODESAE(BaseSAE):
         self.atol = atol
         self.adjoint = adjoint
         self.likelihood = likelihood
+        self.n_inferred_inputs = n_inferred_inputs
         self.encoder_size = encoder_size
         self.inference = inference
         self.max_refine_iter = max_refine_iter
@@ -432,6 +442,13 @@ class RNNSAE(BaseSAE):
         neuron. ``"gaussian"``: values of any sign, such as calcium signals or field potentials,
         with a variance for each neuron; the readout then gives rates, the expected values, instead
         of log-rates. Dispersions and variances are learned from the residuals of every epoch.
+
+    n_inferred_inputs : int, default=0
+        Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
+        (an autoregressive process of each): for data that no initial condition explains, as a
+        perturbation that comes within the trial. They join after two fifths of the epochs. What
+        they cost is counted, so that those that are not needed vanish. Only if
+        ``inference="semi-amortized"``.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
@@ -609,6 +626,7 @@ class RNNSAE(BaseSAE):
         hidden_sizes=(64,),
         activation="tanh",
         likelihood="poisson",
+        n_inferred_inputs=0,
         encoder_size=64,
         inference="semi-amortized",
         max_refine_iter=10,
@@ -642,6 +660,7 @@ class RNNSAE(BaseSAE):
         self.hidden_sizes = hidden_sizes
         self.activation = activation
         self.likelihood = likelihood
+        self.n_inferred_inputs = n_inferred_inputs
         self.encoder_size = encoder_size
         self.inference = inference
         self.max_refine_iter = max_refine_iter

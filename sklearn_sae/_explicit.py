@@ -73,22 +73,30 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
 
 
 def rollout_mlp(
-    mlp: MLP, z0: Tensor, n_bins: int, tableau: Tableau, n_substeps: int, step_size: float
+    mlp: MLP,
+    z0: Tensor,
+    n_bins: int,
+    tableau: Tableau,
+    n_substeps: int,
+    step_size: float,
+    kicks: Tensor | None = None,
 ) -> Tensor:
     """Roll ``dz/dt = mlp(z)`` out from ``z0`` ``(n_latents, n_trials)``.
 
-    A bin is ``n_substeps`` steps of ``step_size``. Returns the latents
-    ``(n_bins, n_latents, n_trials)``, of which the first is ``z0``.
+    A bin is ``n_substeps`` steps of ``step_size``; at its end the state jumps by that of ``kicks``
+    ``(n_bins - 1, n_latents, n_trials)``. Returns the latents ``(n_bins, n_latents, n_trials)``, of
+    which the first is ``z0``.
     """
     weights = list(mlp.weights)
     if not torch.is_grad_enabled():
         # The function below keeps what its backward pass needs whenever an input requires grad.
         z0, weights = z0.detach(), [weight.detach() for weight in weights]
+        kicks = None if kicks is None else kicks.detach()
     weights[-1] = weights[-1] * step_size
     activation = mlp.activation
     if activation == "tanh":
         activation, weights = "sigmoid", _tanh_as_sigmoid(weights)
-    return _Rollout.apply(z0, n_bins, tableau, n_substeps, activation, *weights)
+    return _Rollout.apply(z0, kicks, n_bins, tableau, n_substeps, activation, *weights)
 
 
 def _tanh_as_sigmoid(weights: list[Tensor]) -> list[Tensor]:
@@ -131,6 +139,7 @@ class _Rollout(torch.autograd.Function):
     def forward(
         ctx: Any,
         z0: Tensor,
+        kicks: Tensor | None,
         n_bins: int,
         tableau: Tableau,
         n_substeps: int,
@@ -163,7 +172,9 @@ class _Rollout(torch.autograd.Function):
                     i += keep
                 _combine(z, tableau.b, stages, out=latents[t])
                 z = latents[t]
-        ctx.settings = tableau, n_substeps, activation
+            if kicks is not None:
+                z.add_(kicks[t - 1])
+        ctx.settings = tableau, n_substeps, activation, kicks is not None
         if keep:
             ctx.save_for_backward(states, *hidden, *weights)
         return latents
@@ -172,7 +183,7 @@ class _Rollout(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (d_latents,) = gradients
-        tableau, n_substeps, activation = ctx.settings
+        tableau, n_substeps, activation, kicked = ctx.settings
         n_layers = len(ctx.saved_tensors) // 2
         inputs, weights = ctx.saved_tensors[:n_layers], ctx.saved_tensors[n_layers:]
         d_weights = [torch.zeros_like(weight) for weight in weights]
@@ -184,7 +195,10 @@ class _Rollout(torch.autograd.Function):
         n_stages = len(tableau.b)
         i = len(inputs[0])
         d_z = d_latents[-1].clone()
+        d_kicks = torch.empty_like(d_latents[1:]) if kicked else None
         for t in range(len(d_latents) - 2, -1, -1):
+            if d_kicks is not None:
+                d_kicks[t] = d_z
             for _ in range(n_substeps):
                 for s in reversed(range(n_stages)):
                     i -= 1
@@ -203,7 +217,7 @@ class _Rollout(torch.autograd.Function):
                 for d_input in d_inputs:
                     d_z.add_(d_input)
             d_z.add_(d_latents[t])
-        return d_z, None, None, None, None, *d_weights
+        return d_z, d_kicks, None, None, None, None, *d_weights
 
 
 def _combine(z: Tensor, coefficients: tuple[float, ...], stages: list[Tensor], out: Tensor) -> None:

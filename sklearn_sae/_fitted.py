@@ -8,17 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._batches import Batch
-from ._inference import Prior, best_start, refine, trials_at_once
+from ._inference import best_start, refine, trials_at_once
+from ._inputs import Inputs
 from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
-from ._uncertainty import latents_with_std, rates_with_std
-from ._validation import check_count, check_device, check_latents, check_trials
+from ._prior import Prior
+from ._uncertainty import inputs_with_std, latents_with_std, mean_output, rates_with_std
+from ._validation import (
+    check_count,
+    check_device,
+    check_latents,
+    check_simulated_inputs,
+    check_trials,
+)
 
 __all__ = ["FittedMixin"]
+
+
+def _infers_inputs(estimator: Any) -> bool:
+    return estimator.n_inferred_inputs > 0
 
 
 class FittedMixin:
@@ -26,13 +39,15 @@ class FittedMixin:
 
     # Parameters, and what fit learns.
     device: str | torch.device
+    n_inferred_inputs: int
     max_refine_iter: int
     model_: SequentialAutoencoder
     null_rates_: np.ndarray
+    n_inputs_in_: int
     training_initial_conditions_: np.ndarray
     model_variance_: float
 
-    def transform(self, X, return_std=False):
+    def transform(self, X, return_std=False, *, inputs=None):
         """Infer the latents of trials.
 
         Parameters
@@ -43,6 +58,8 @@ class FittedMixin:
             Return standard deviations too; only if ``inference="semi-amortized"``. They hold what
             the trial's spikes leave open (Laplace approximation) and the error of the model
             (``model_variance_``).
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if ``fit`` had them.
 
         Returns
         -------
@@ -53,12 +70,14 @@ class FittedMixin:
             Their standard deviations, only if ``return_std``.
         """
         if return_std:
-            return self._with_std(X, latents_with_std)
+            return self._with_std(X, inputs, latents_with_std)
         return self._per_bin(
-            X, lambda model, z0, batch: model.dynamics.rollout(z0, len(batch.counts))
+            X,
+            inputs,
+            lambda model, causes, batch: model.rollout(causes, len(batch.counts), batch.inputs),
         )
 
-    def predict(self, X, return_std=False):
+    def predict(self, X, return_std=False, *, inputs=None):
         """Infer the firing rates of trials.
 
         Parameters
@@ -71,7 +90,9 @@ class FittedMixin:
             m sqrt((exp(v) - 1) exp(v)), v being the variance of the log-rate: what the trial's
             spikes leave open (Laplace approximation) and ``model_variance_``. With
             ``likelihood="gaussian"`` it is Gaussian. The noise of the data around the rate is not
-            part of it.
+            part of it. With inferred inputs the predicted rate is the posterior's mean.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if ``fit`` had them.
 
         Returns
         -------
@@ -83,8 +104,12 @@ class FittedMixin:
             Their standard deviations, only if ``return_std``.
         """
         if return_std:
-            return self._with_std(X, rates_with_std)
-        return self._per_bin(X, lambda model, z0, batch: model.rates(z0, len(batch.counts)))
+            return self._with_std(X, inputs, rates_with_std)
+        return self._per_bin(
+            X,
+            inputs,
+            lambda model, causes, batch: model.likelihood.rates(self._output(model, causes, batch)),
+        )
 
     def inverse_transform(self, X):
         """Rates of given latents.
@@ -105,7 +130,7 @@ class FittedMixin:
             return [self._on_states(latents, self._rates) for latents in X]
         return self._on_states(X, self._rates)
 
-    def score(self, X, y=None):
+    def score(self, X, y=None, *, inputs=None):
         """Held-out bits per spike: higher is better, 0 is a constant rate per neuron.
 
         In every trial a seeded 20 % of the observed entries is hidden, the rest is used to infer
@@ -124,6 +149,8 @@ class FittedMixin:
             Spike counts; NaN = not observed.
         y : Ignored
             Not used; there for scikit-learn's conventions.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if ``fit`` had them.
 
         Returns
         -------
@@ -135,34 +162,72 @@ class FittedMixin:
         .. [1] Pei et al., "Neural Latents Benchmark '21", NeurIPS Datasets and Benchmarks 2021.
         """
         sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for model, batch in self._batches(X):
+        for model, batch in self._batches(X, inputs):
             hidden = hidden_entries(batch, SCORE_FRACTION)
-            z0 = self._infer(model, batch.hide(hidden))
-            output = model.output(z0, len(batch.counts))
+            seen = batch.hide(hidden)
+            output = self._output(model, self._infer(model, seen), seen)
             null_rates = self._null_rates(batch.counts.device)
             sums += bits_gained(model.likelihood, output, null_rates, batch, hidden)
         gain, n_units = sums.tolist()
         return gain / n_units if n_units else float("nan")
 
-    def initial_conditions(self, X):
+    def initial_conditions(self, X, *, inputs=None):
         """Infer the initial condition of each trial: its latents in the first bin.
 
         Parameters
         ----------
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts; NaN = not observed.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if ``fit`` had them.
 
         Returns
         -------
         z0 : float32 array of shape (n_trials, n_latents)
             Initial conditions.
         """
-        return np.concatenate(
-            [self._infer(model, batch).T.cpu().numpy() for model, batch in self._batches(X)]
+        causes = [self._infer(model, batch) for model, batch in self._batches(X, inputs)]
+        return torch.cat(causes, dim=1)[: self._n_fitted_latents].T.cpu().numpy()
+
+    @available_if(_infers_inputs)
+    def infer_inputs(self, X, return_std=False, *, inputs=None):
+        """Infer the inputs to the dynamics, if fitted with ``n_inferred_inputs``.
+
+        Parameters
+        ----------
+        X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
+            Spike counts; NaN = not observed.
+        return_std : bool, default=False
+            Return standard deviations too (Laplace approximation).
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if ``fit`` had them.
+
+        Returns
+        -------
+        inferred : float32 array of shape (n_trials, n_bins, n_inferred_inputs), or list of arrays
+        (n_bins_i, n_inferred_inputs)
+            Posterior mean of the inputs. Those of a bin move the latents between it and the next,
+            along the columns of ``inferred_input_matrix_``. In the last bin, where nothing follows
+            that could tell, the mean is the prior's, given the bin before. A list if ``X`` was one.
+        std : as inferred
+            Their standard deviations, only if ``return_std``.
+        """
+        check_is_fitted(self)
+        if return_std:
+            return self._with_std(
+                X, inputs, lambda model, prior, _, *trials: inputs_with_std(model, prior, *trials)
+            )
+        return self._per_bin(
+            X,
+            inputs,
+            lambda model, causes, batch: self._inferred(model, causes, len(batch.counts), 1),
         )
 
-    def forecast(self, X, n_bins):
+    def forecast(self, X, n_bins, *, inputs=None):
         """Predict the rates in the bins that follow each trial.
+
+        Inferred inputs are taken to go on as their prior's mean does, given the trial: they decay
+        from bin to bin by their correlation.
 
         Parameters
         ----------
@@ -170,6 +235,10 @@ class FittedMixin:
             Spike counts; a trial ends with its last bin in which anything was observed.
         n_bins : int
             Bins to look ahead.
+        inputs : array of shape (n_trials, n_bins_given + n_bins, n_inputs), or list of (n_bins_i +
+        n_bins, n_inputs)
+            Known inputs, if and only if ``fit`` had them: those of the given bins, and of the bins
+            to predict.
 
         Returns
         -------
@@ -178,15 +247,20 @@ class FittedMixin:
         """
         n_bins = check_count(n_bins, "n_bins")
         ahead = []
-        for model, batch in self._batches(X):
-            z0 = self._infer(model, batch)
-            rates = model.rates(z0, int(batch.lengths.max()) + n_bins).cpu().numpy()
+        for model, batch in self._batches(X, inputs, n_bins):
+            causes = self._infer(model, batch)
+            until = int(batch.lengths.max()) + n_bins
+            inferred = self._inferred(model, causes, len(batch.counts), n_bins)
+            causes = torch.cat([causes[: self._n_fitted_latents], inferred.flatten(0, 1)])
+            rates = model.rates(causes, until, batch.inputs).cpu().numpy()
             bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
             ahead.append(rates[bins, :, np.arange(len(batch))[:, np.newaxis]])
         return np.concatenate(ahead)
 
-    def simulate(self, z0, n_bins):
+    def simulate(self, z0, n_bins, *, inputs=None):
         """Let the dynamics run freely.
+
+        Inferred inputs are zero, as their prior's mean is.
 
         Parameters
         ----------
@@ -194,6 +268,8 @@ class FittedMixin:
             States to start from.
         n_bins : int
             Bins to run for, the first included.
+        inputs : array of shape (n_trials, n_bins, n_inputs) or (n_bins, n_inputs)
+            Known inputs, if and only if ``fit`` had them. Pass zeros to run without.
 
         Returns
         -------
@@ -201,12 +277,15 @@ class FittedMixin:
             Latents; ``latents[..., 0, :]`` is ``z0``.
         """
         n_bins = check_count(n_bins, "n_bins")
+        check_is_fitted(self)
+        states = check_latents(z0, self._n_fitted_latents, "latents")
+        known = check_simulated_inputs(inputs, states.shape[:-1], n_bins, self.n_inputs_in_)
         return self._on_states(
-            z0, lambda model, z: model.dynamics.rollout(z, n_bins).permute(2, 0, 1)
+            states, lambda model, z: model.rollout(z, n_bins, known).permute(2, 0, 1)
         )
 
     def step(self, z):
-        """Advance states by one bin.
+        """Advance states by one bin, without inputs.
 
         Parameters
         ----------
@@ -279,13 +358,42 @@ class FittedMixin:
     def _n_fitted_latents(self) -> int:
         return self.model_.readout.weight.shape[1] - 1
 
+    @property
+    def input_matrix_(self) -> np.ndarray:
+        """By what the latents jump for each known input, ``(n_latents, n_inputs_in_)``."""
+        return self._inputs("input_matrix_").known.numpy()
+
+    @property
+    def inferred_input_matrix_(self) -> np.ndarray:
+        """Unit directions of the inferred inputs among latents, one per column."""
+        return self._inputs("inferred_input_matrix_").matrix().numpy()
+
+    @property
+    def inferred_input_std_(self) -> np.ndarray:
+        """Standard deviation of each inferred input, as learned; near zero it is not needed."""
+        return self._inputs("inferred_input_std_").variance.sqrt().numpy()
+
+    @property
+    def inferred_input_correlation_(self) -> np.ndarray:
+        """Correlation of each inferred input from one bin to the next, as learned."""
+        return self._inputs("inferred_input_correlation_").correlation.numpy()
+
+    def _inputs(self, attribute: str) -> Inputs:
+        inputs = self.model_.inputs if hasattr(self, "model_") else None
+        if inputs is None:
+            raise AttributeError(f"{type(self).__name__} has {attribute} once fitted with inputs.")
+        return inputs
+
     def _null_rates(self, device: torch.device) -> Tensor:
         return torch.from_numpy(self.null_rates_).float().to(device)
 
-    def _batches(self, X: Any) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
+    def _batches(
+        self, X: Any, inputs: Any = None, n_ahead: int = 0
+    ) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
         """The fitted model on its device, with one batch of checked trials after the other."""
         check_is_fitted(self)
-        trials = check_trials(self, X, reset=False, of_counts=self.model_.likelihood.of_counts)
+        of_counts = self.model_.likelihood.of_counts
+        trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         with torch.no_grad():
@@ -293,7 +401,7 @@ class FittedMixin:
                 yield model, batch
 
     def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
-        """Initial conditions ``(n_latents, n_trials)``."""
+        """Causes ``(n_causes, n_trials)``."""
         if model.encoder is not None:
             return model.encoder(batch)
         table, prior = self._learned_initial_conditions(batch.counts.device)
@@ -303,13 +411,32 @@ class FittedMixin:
     def _learned_initial_conditions(self, device: torch.device) -> tuple[Tensor, Prior]:
         """Those of the training trials, one per row, and the prior they make for others."""
         table = torch.from_numpy(self.training_initial_conditions_).to(device)
-        return table, Prior.from_samples(table)
+        return table, Prior.from_samples(table, self.model_.inputs)
+
+    def _output(self, model: SequentialAutoencoder, causes: Tensor, batch: Batch) -> Tensor:
+        """The readout's output, of posterior means if there are inferred inputs."""
+        if model.inputs is None or not model.inputs.inferring:
+            return model.output(causes, len(batch.counts), batch.inputs)
+        _, prior = self._learned_initial_conditions(batch.counts.device)
+        return mean_output(model, prior, batch, causes)
+
+    @staticmethod
+    def _inferred(model: SequentialAutoencoder, causes: Tensor, n_bins: int, n_more: int) -> Tensor:
+        """Inferred inputs ``(n_bins - 1 + n_more, n_inferred, n_trials)``; zero if none joined."""
+        inferred = model.inferred_inputs(causes, n_bins)
+        if inferred is None or model.inputs is None:
+            n_inferred = 0 if model.inputs is None else model.inputs.n_inferred
+            return causes.new_zeros(n_bins - 1 + n_more, n_inferred, causes.shape[1])
+        return model.inputs.continued(inferred, n_more)
 
     def _per_bin(
-        self, X: Any, compute: Callable[[SequentialAutoencoder, Tensor, Batch], Tensor]
+        self,
+        X: Any,
+        inputs: Any,
+        compute: Callable[[SequentialAutoencoder, Tensor, Batch], Tensor],
     ) -> np.ndarray | list[np.ndarray]:
         pieces = []
-        for model, batch in self._batches(X):
+        for model, batch in self._batches(X, inputs):
             values = compute(model, self._infer(model, batch), batch)
             pieces.append(values.permute(2, 0, 1).cpu().numpy())
         whole = np.concatenate(pieces)
@@ -317,7 +444,7 @@ class FittedMixin:
             return whole
         return [value[: len(trial)] for value, trial in zip(whole, X, strict=True)]
 
-    def _with_std(self, X: Any, compute: Callable[..., Tensor]) -> tuple[Any, Any]:
+    def _with_std(self, X: Any, inputs: Any, compute: Callable[..., Tensor]) -> tuple[Any, Any]:
         """What ``compute`` gives for every bin, split into values and standard deviations."""
         check_is_fitted(self)
         if self.model_.encoder is not None:
@@ -328,7 +455,9 @@ class FittedMixin:
             )
         _, prior = self._learned_initial_conditions(check_device(self.device))
         both = self._per_bin(
-            X, lambda model, z0, batch: compute(model, prior, self.model_variance_, batch, z0)
+            X,
+            inputs,
+            lambda model, causes, batch: compute(model, prior, self.model_variance_, batch, causes),
         )
         if not isinstance(both, list):
             values, std = np.split(both, 2, axis=-1)

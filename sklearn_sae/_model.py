@@ -1,13 +1,15 @@
-"""The model: dynamics, readout and likelihood, and an encoder where inference is amortized."""
+"""The model: dynamics and their inputs, readout, likelihood; an encoder if amortized."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ._dynamics import Dynamics
 from ._encoder import Encoder
+from ._inputs import Inputs
 from ._likelihoods import Likelihood
 from ._readout import Readout
 
@@ -15,7 +17,11 @@ __all__ = ["SequentialAutoencoder"]
 
 
 class SequentialAutoencoder(nn.Module):
-    """Holds the parts of the model; trials are the last axis of every tensor."""
+    """Holds the parts of the model; trials are the last axis of every tensor.
+
+    The causes of a trial ``(n_causes, n_trials)`` are its initial condition and, once inferred
+    inputs have joined, below it those of all bins but the last, one bin after the other.
+    """
 
     def __init__(
         self,
@@ -23,26 +29,55 @@ class SequentialAutoencoder(nn.Module):
         readout: Readout,
         likelihood: Likelihood,
         encoder: Encoder | None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
         self.dynamics = dynamics
         self.readout = readout
         self.likelihood = likelihood
         self.encoder = encoder
+        self.inputs = inputs
         #: The estimator's parameters at that time: ``set_params`` may have changed them since.
         self.built_with: dict[str, Any] = {}
 
     def generator_parameters(self) -> list[nn.Parameter]:
-        """Weights of dynamics and readout: what makes spikes from an initial condition."""
-        return [*self.dynamics.parameters(), *self.readout.parameters()]
+        """Weights of dynamics, readout and inputs: what makes spikes from their causes."""
+        of_inputs = [] if self.inputs is None else [*self.inputs.parameters()]
+        return [*self.dynamics.parameters(), *self.readout.parameters(), *of_inputs]
 
-    def output(self, z0: Tensor, n_bins: int) -> Tensor:
-        """The readout's output ``(n_bins, n_neurons, n_trials)`` from initial conditions ``z0``.
+    def rollout(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
+        """Latents ``(n_bins, n_latents, n_trials)``.
+
+        ``known`` inputs are ``(n_bins, n_known, n_trials)``.
+        """
+        z0 = causes[: self.readout.n_latents]
+        if self.inputs is None:
+            return self.dynamics.rollout(z0, n_bins)
+        known = None if known is None else known[:n_bins]
+        kicks = self.inputs.kicks(known, self.inferred_inputs(causes, n_bins))
+        return self.dynamics.rollout(z0, n_bins, kicks)
+
+    def output(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
+        """The readout's output ``(n_bins, n_neurons, n_trials)``.
 
         Log-rates, unless the likelihood says otherwise.
         """
-        return self.readout(self.dynamics.rollout(z0, n_bins))
+        return self.readout(self.rollout(causes, n_bins, known))
 
-    def rates(self, z0: Tensor, n_bins: int) -> Tensor:
-        """Rates ``(n_bins, n_neurons, n_trials)`` from initial conditions ``z0``."""
-        return self.likelihood.rates(self.output(z0, n_bins))
+    def rates(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
+        """Rates ``(n_bins, n_neurons, n_trials)``."""
+        return self.likelihood.rates(self.output(causes, n_bins, known))
+
+    def inferred_inputs(self, causes: Tensor, n_bins: int) -> Tensor | None:
+        """Those of ``causes``, ``(n_bins - 1, n_inferred, n_trials)``; None if there are none."""
+        n_latents = self.readout.n_latents
+        if self.inputs is None or n_bins == 1 or len(causes) == n_latents:
+            return None
+        return causes[n_latents:].unflatten(0, (-1, self.inputs.n_inferred))[: n_bins - 1]
+
+    def with_inputs(self, causes: Tensor, n_bins: int) -> Tensor:
+        """Causes with inferred inputs, of zero, if they have joined and are not there yet."""
+        if self.inputs is None or not self.inputs.inferring or len(causes) > self.readout.n_latents:
+            return causes
+        n_inferred = (n_bins - 1) * self.inputs.n_inferred
+        return torch.cat([causes, causes.new_zeros(n_inferred, causes.shape[1])])

@@ -27,6 +27,7 @@ CLASSES: dict[str, type[BaseSAE]] = {"NODESAE": NODESAE, "RNNSAE": RNNSAE}
 #: Learned attributes beside ``model_``: numbers, and arrays with their number of axes.
 NUMBERS = {
     "n_features_in_": int,
+    "n_inputs_in_": int,
     "n_iter_": int,
     "model_variance_": float,
     "best_validation_score_": float,
@@ -40,7 +41,7 @@ ARRAYS = {
 }
 #: Arrays in a file, but lists in an estimator.
 LISTS = ("loss_curve_", "validation_scores_")
-ALWAYS = {"n_features_in_", "n_iter_", "null_rates_", "loss_curve_"}
+ALWAYS = {"n_features_in_", "n_inputs_in_", "n_iter_", "null_rates_", "loss_curve_"}
 WITHOUT_ENCODER = {"training_initial_conditions_", "model_variance_"}
 
 #: What the names of the network's weights begin with, in a file.
@@ -187,7 +188,7 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> BaseSAE:
     learned = _decode_all(content["learned"])
     learned |= {name: arrays[name] for name in arrays if name not in weights}
     _check_learned(learned, fitted_with)
-    model = _build_model(fitted_with, learned["null_rates_"], weights)
+    model = _build_model(fitted_with, learned, weights)
     estimator = _construct(cls, content["parameters"])
     estimator.__dict__.update(learned, model_=model)
     for name in learned.keys() & set(LISTS):
@@ -250,10 +251,13 @@ def _check_learned(learned: dict[str, Any], fitted_with: BaseSAE) -> None:
 
 
 def _build_model(
-    fitted_with: BaseSAE, null_rates: np.ndarray, weights: dict[str, np.ndarray]
+    fitted_with: BaseSAE, learned: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> SequentialAutoencoder:
     """The network that ``fitted_with`` describes, with these weights."""
-    fitted_with.null_rates_ = null_rates
+    if learned["n_inputs_in_"] < 0:
+        raise ValueError(f"its n_inputs_in_ is {learned['n_inputs_in_']}")
+    fitted_with.null_rates_ = learned["null_rates_"]
+    fitted_with.n_inputs_in_ = learned["n_inputs_in_"]
     try:
         # Shapes only: a size that a file claims takes no memory before its weights prove to fit.
         model = fitted_with._build_model(None)

@@ -27,6 +27,10 @@ class Readout(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(weight)
 
+    @property
+    def n_latents(self) -> int:
+        return self.weight.shape[1] - 1
+
     def forward(self, latents: Tensor) -> Tensor:
         """Output of latents ``(n_bins, n_latents, n_trials)``, or of one bin's."""
         return affine(self.weight, latents)

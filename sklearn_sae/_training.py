@@ -12,36 +12,55 @@ from torch import Tensor, nn
 
 from ._batches import Batch, Trials
 from ._encoder import Encoder, drop, hide_at_random
-from ._inference import Prior, refine, trials_at_once
+from ._expansion import Expansion
+from ._inference import refine, trials_at_once
+from ._inputs import InputStatistics
 from ._likelihood import mean_loss
 from ._model import SequentialAutoencoder
 from ._optimizer import RowAdam, Soap
+from ._prior import Prior
 from ._schedule import Schedule
 
-__all__ = ["EncodedInitialConditions", "FreeInitialConditions", "Record", "train"]
+__all__ = [
+    "INPUTS_JOIN",
+    "EncodedInitialConditions",
+    "FreeInitialConditions",
+    "Record",
+    "train",
+]
 
 #: Initial conditions move in latents of unit size, and see one trial each: larger steps than
 #: weights.
 INITIAL_CONDITION_SPEED = 5.0
+#: Inferred inputs join after this share of the epochs, once the loss sees whole trials. Dynamics
+#: that have learned what they can alone leave to inputs what they cannot explain.
+INPUTS_JOIN = 0.4
+EPOCHS_BETWEEN_INPUTS = 5
 
 
 @dataclass
 class Record:
-    """What one epoch of training did."""
+    """What one epoch of training did.
+
+    It is ``complete`` if the loss sees whole trials, and all that is to be inferred has joined.
+    """
 
     epoch: int
     loss: float
     horizon: int
     learning_rate: float
-    full_horizon: bool
+    complete: bool
 
 
 class InitialConditions(ABC):
     """Where a batch's initial conditions come from, and what becomes of their gradient."""
 
+    #: Whether inferred inputs are still to join.
+    waiting = False
+
     @abstractmethod
     def take(self, batch: Batch) -> Tensor:
-        """Initial conditions ``(n_latents, n_trials)`` that the loss can be differentiated by."""
+        """Causes ``(n_causes, n_trials)`` that the loss can be differentiated by."""
 
     @abstractmethod
     def update(self, batch: Batch, learning_rate: float) -> None:
@@ -70,25 +89,60 @@ class FreeInitialConditions(InitialConditions):
     Adam alone lets them lag behind the weights, which then learn to make up for it. So every few
     epochs all of them take one Gauss-Newton step; rarely if latents are many, because a step costs
     as much as that many rollouts.
+
+    Inferred inputs join from epoch ``inputs_join`` on. They have no gradient steps, only those of
+    Gauss-Newton, more often, and after each their prior is learned anew.
     """
 
     def __init__(
         self,
-        table: Tensor,
+        z0: Tensor,
         model: SequentialAutoencoder,
         trials: Trials,
         dropout: float,
         generator: torch.Generator,
+        inputs_join: int = 0,
     ) -> None:
-        self.table, self.model, self.trials = table, model, trials
-        self.adam = RowAdam(table)
+        self.n_latents = z0.shape[1]
+        self.table = self._with_room_for_inputs(z0, model, trials)
+        self.model, self.trials = model, trials
+        self.adam = RowAdam(self.z0)
         self.dropout, self.generator = dropout, generator
-        self.epochs_between_steps = max(10, 2 * table.shape[1])
-        self._leaf = table
+        self.inputs_join = inputs_join
+        self.epochs_between_steps = max(10, 2 * self.n_latents)
+        self._leaf = self.table
+
+    @staticmethod
+    def _with_room_for_inputs(z0: Tensor, model: SequentialAutoencoder, trials: Trials) -> Tensor:
+        n_inferred = 0 if model.inputs is None else model.inputs.n_inferred
+        if n_inferred == 0:
+            return z0
+        return torch.cat([z0, z0.new_zeros(len(z0), (trials.n_bins - 1) * n_inferred)], dim=1)
+
+    @property
+    def z0(self) -> Tensor:
+        """The initial conditions, one per row: a view of the table of all causes."""
+        return self.table[:, : self.n_latents]
+
+    @property
+    def causes(self) -> Tensor:
+        """All that is inferred of each trial, one per row."""
+        return self.table if self.inferring else self.z0
+
+    @property
+    def waiting(self) -> bool:  # type: ignore[override]
+        inputs = self.model.inputs
+        return inputs is not None and inputs.n_inferred > 0 and not inputs.inferring
+
+    @property
+    def inferring(self) -> bool:
+        return self.model.inputs is not None and self.model.inputs.inferring
 
     def take(self, batch: Batch) -> Tensor:
-        self._leaf = self.table[batch.rows].T.contiguous().requires_grad_()
-        return drop(self._leaf, self.dropout, self.generator)
+        causes = self.table[batch.rows].T
+        self._leaf = causes[: self.n_latents].contiguous().requires_grad_()
+        z0 = drop(self._leaf, self.dropout, self.generator)
+        return torch.cat([z0, causes[self.n_latents :]]) if self.inferring else z0
 
     def update(self, batch: Batch, learning_rate: float) -> None:
         rows = torch.as_tensor(batch.rows, device=self.table.device)
@@ -97,13 +151,34 @@ class FreeInitialConditions(InitialConditions):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
-        if (epoch + 1) % self.epochs_between_steps:
+        inputs, n_done = self.model.inputs, epoch + 1
+        if self.waiting and n_done >= self.inputs_join and horizon == self.trials.n_bins:
+            assert inputs is not None
+            inputs.join()
+        every = EPOCHS_BETWEEN_INPUTS if self.inferring else self.epochs_between_steps
+        if n_done % every:
             return
-        prior = Prior.from_samples(self.table)
+        statistics = self._gauss_newton(horizon)
+        if statistics is not None:
+            assert inputs is not None
+            inputs.learn_prior(statistics)
+
+    def _gauss_newton(self, horizon: int) -> InputStatistics | None:
+        prior = Prior.from_samples(self.z0, self.model.inputs)
         size = trials_at_once(self.model, horizon)
+        table = self.causes
+        sums = None
         for batch in self.trials.chunks(size, self.table.device, horizon):
-            z0 = self.table[batch.rows].T.contiguous()
-            self.table[batch.rows] = refine(self.model, prior, batch, z0, max_iter=1).T
+            causes = table[batch.rows].T.contiguous()
+            causes = refine(self.model, prior, batch, causes, max_iter=1)
+            table[batch.rows] = causes.T
+            if self.inferring:
+                latents = self.model.rollout(causes, horizon, batch.inputs)
+                output = self.model.readout(latents)
+                expansion = Expansion(self.model, prior, batch, causes, latents, output)
+                statistics = expansion.input_statistics()
+                sums = statistics if sums is None else sums + statistics
+        return sums
 
     def parameters(self) -> list[nn.Parameter]:
         return []
@@ -180,8 +255,8 @@ def train(
             horizon = schedule.horizon_at(progress)
             learning_rate = schedule.learning_rate_at(progress)
             batch = trials.batch(rows, device, horizon)
-            z0 = initial_conditions.take(batch)
-            output = model.output(z0, horizon)
+            causes = initial_conditions.take(batch)
+            output = model.output(causes, horizon, batch.inputs)
             loss = mean_loss(model.likelihood, output, batch)
             loss.backward()
             losses.append(check_loss(loss, epoch))
@@ -191,7 +266,8 @@ def train(
         model.likelihood.end_epoch()
         initial_conditions.end_epoch(epoch, horizon)
         mean = float(np.mean(losses))
-        yield Record(epoch + 1, mean, horizon, learning_rate, horizon == trials.n_bins)
+        complete = horizon == trials.n_bins and not initial_conditions.waiting
+        yield Record(epoch + 1, mean, horizon, learning_rate, complete)
 
 
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:

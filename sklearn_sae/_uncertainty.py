@@ -1,8 +1,8 @@
 r"""How sure latents and rates are: a Laplace approximation, and what the model itself is wrong by.
 
-Given the model, the posterior of a trial's initial condition is close to a Gaussian around the
-refined point, its covariance the inverse of Fisher information plus prior precision (MacKay 1992).
-Forward sensitivities dz_t/dz_0 carry it through the trial. The model is not the truth, though, and
+Given the model, the posterior of a trial's causes is close to a Gaussian around the refined point,
+its covariance the inverse of Fisher information plus prior precision (MacKay 1992); linearised
+dynamics carry it through the trial. The model is not the truth, though, and
 on many trials its own error is as large; that adds one variance of the readout's output (log-rates,
 for counts), the same in all bins, estimated from the training trials (`model_variance`).
 """
@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from ._batches import Batch, Trials
-from ._inference import Prior, gradient_and_fisher, sensitivities, trials_at_once
+from ._expansion import Expansion
+from ._inference import trials_at_once
 from ._model import SequentialAutoencoder
+from ._prior import Prior
 
-__all__ = ["latents_with_std", "model_variance", "rates_with_std"]
+__all__ = ["inputs_with_std", "latents_with_std", "mean_output", "model_variance", "rates_with_std"]
 
 #: exp(20) is as good as "nothing is known", and a float32 can still hold it.
 LARGEST_VARIANCE = 20.0
@@ -28,28 +30,57 @@ SPIKES_PER_WEIGHT = 400
 
 
 def latents_with_std(
-    model: SequentialAutoencoder, prior: Prior, variance: float, batch: Batch, z0: Tensor
+    model: SequentialAutoencoder, prior: Prior, variance: float, batch: Batch, causes: Tensor
 ) -> Tensor:
     """Latents and their standard deviations ``(n_bins, 2 * n_latents, n_trials)``."""
-    latents, _, covariance = _laplace(model, prior, batch, z0)
+    latents, _, covariance = _laplace(model, prior, batch, causes)
     covariance = covariance + variance * _per_output_variance(model)
     std = covariance.diagonal(dim1=2, dim2=3).clamp(min=0).sqrt()
     return torch.cat([latents, std.permute(1, 2, 0)], dim=1)
 
 
 def rates_with_std(
-    model: SequentialAutoencoder, prior: Prior, variance: float, batch: Batch, z0: Tensor
+    model: SequentialAutoencoder, prior: Prior, variance: float, batch: Batch, causes: Tensor
 ) -> Tensor:
     """Rates and their standard deviations ``(n_bins, 2 * n_neurons, n_trials)``.
 
     The readout's output is linear in the latents, so Gaussian. Where it is the log-rate, rates are
     lognormal: the rate given is the median m, the standard deviation m sqrt((exp(v) - 1) exp(v)),
-    with v the variance of the output.
+    with v the variance of the output. With inferred inputs the rate given is the posterior mean.
     """
-    _, output, covariance = _laplace(model, prior, batch, z0)
+    _, output, covariance = _laplace(model, prior, batch, causes)
+    v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
+    if model.inputs is not None and model.inputs.inferring:
+        rates = model.likelihood.rates(model.likelihood.mean_output(output, v))
+    else:
+        rates = model.likelihood.rates(output)
     covariance = covariance + variance * _per_output_variance(model)
     v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
-    return torch.cat(model.likelihood.rates_with_std(output, v), dim=1)
+    return torch.cat([rates, model.likelihood.std_of_rates(output, v)], dim=1)
+
+
+def inputs_with_std(
+    model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor
+) -> Tensor:
+    """Inferred inputs and their standard deviations ``(n_bins, 2 * n_inferred, n_trials)``."""
+    n_bins = len(batch.counts)
+    inferred = model.inferred_inputs(causes, n_bins)
+    assert model.inputs is not None
+    if inferred is None:
+        return causes.new_zeros(n_bins, 2 * model.inputs.n_inferred, causes.shape[1])
+    latents = model.rollout(causes, n_bins, batch.inputs)
+    expansion = Expansion(model, prior, batch, causes, latents, model.readout(latents))
+    n_latents = model.readout.n_latents
+    variance = expansion.covariances().diagonal(dim1=2, dim2=3)[..., n_latents:]
+    std = variance.clamp(min=0).sqrt().permute(1, 2, 0)
+    return torch.cat([model.inputs.continued(inferred, 1), std], dim=1)
+
+
+def mean_output(model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor) -> Tensor:
+    """The readout's output ``(n_bins, n_neurons, n_trials)`` whose rates are posterior means."""
+    _, output, covariance = _laplace(model, prior, batch, causes)
+    v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
+    return model.likelihood.mean_output(output, v)
 
 
 @torch.no_grad()
@@ -70,17 +101,18 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
     By chance d is off by about sqrt(2 / sum(l^2)), and what it lacks is cut off at zero: with fewer
     than 100,000 spikes intervals tend to be too wide. Other likelihoods have d + v from their own
     `misfit`, and their Fisher information, which is l for Poisson counts, in the place of spikes.
-    ``table`` holds the fitted initial conditions of ``trials``, one per row.
+    ``table`` holds the fitted causes of ``trials``, one per row.
     """
-    prior = Prior.from_samples(table)
-    n_latents = table.shape[1]
+    n_latents = model.readout.n_latents
+    prior = Prior.from_samples(table[:, :n_latents], model.inputs)
     # An affine change of the latents changes no rate: that many weights are no freedom.
     n_weights = sum(weight.numel() for weight in model.generator_parameters())
     n_weights = max(n_weights - n_latents * (n_latents + 1), 0)
     sums = np.zeros(3)
     for batch in trials.chunks(trials_at_once(model, trials.n_bins), table.device):
-        z0 = table[torch.as_tensor(batch.rows, device=table.device)].T.contiguous()
-        _, output, covariance = _laplace(model, prior, batch, z0)
+        rows = torch.as_tensor(batch.rows, device=table.device)
+        causes = table[rows].T.contiguous()
+        _, output, covariance = _laplace(model, prior, batch, causes)
         v = _output_variance(model, covariance)
         misfit = model.likelihood.misfit(output, batch, v)
         _, information = model.likelihood.score_and_information(output, batch.counts)
@@ -94,19 +126,16 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
 
 
 def _laplace(
-    model: SequentialAutoencoder, prior: Prior, batch: Batch, z0: Tensor
+    model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, output, and covariances ``(n_trials, n_bins, D, D)`` of the latents."""
-    latents = model.dynamics.rollout(z0, len(batch.counts))
+    latents = model.rollout(causes, len(batch.counts), batch.inputs)
     output = model.readout(latents)
-    _, precision = gradient_and_fisher(model, prior, batch, z0, latents, output)
-    # With L L' = precision, S L'^-1 times its transpose is positive whatever rounding does.
-    factor = torch.linalg.cholesky_ex(precision).L
-    sensitivity = sensitivities(model, latents).transpose(2, 3)
-    spread = torch.linalg.solve_triangular(factor[:, None], sensitivity, upper=False)
-    # Beyond a trial's end sensitivities may overflow: nothing is known there.
-    spread = spread.nan_to_num(LARGEST_SPREAD).clamp(-LARGEST_SPREAD, LARGEST_SPREAD)
-    return latents, output, spread.transpose(2, 3) @ spread
+    expansion = Expansion(model, prior, batch, causes, latents, output)
+    covariance = expansion.covariances()[:, :, : len(latents[0]), : len(latents[0])]
+    # Beyond a trial's end they may overflow: nothing is known there.
+    covariance = covariance.nan_to_num(LARGEST_SPREAD).clamp(-LARGEST_SPREAD, LARGEST_SPREAD)
+    return latents, output, covariance
 
 
 def _output_variance(model: SequentialAutoencoder, covariance: Tensor) -> Tensor:

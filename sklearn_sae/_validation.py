@@ -10,10 +10,18 @@ import numpy as np
 import torch
 from sklearn.utils import check_array
 from sklearn.utils.validation import check_random_state
+from torch import Tensor
 
 from ._batches import Trials
 
-__all__ = ["check_count", "check_device", "check_latents", "check_seed", "check_trials"]
+__all__ = [
+    "check_count",
+    "check_device",
+    "check_latents",
+    "check_seed",
+    "check_simulated_inputs",
+    "check_trials",
+]
 
 #: Entries looked at together, so that checking a memory map never loads it whole.
 CHUNK = 8_000_000
@@ -21,23 +29,45 @@ CHUNK = 8_000_000
 LARGEST_COUNT = 2**24
 
 
-def check_trials(estimator: Any, X: Any, *, reset: bool, of_counts: bool = True) -> Trials:
-    """Check spikes and wrap them; ``reset`` learns ``n_features_in_``, the number of neurons.
+def check_trials(
+    estimator: Any,
+    X: Any,
+    inputs: Any = None,
+    *,
+    reset: bool,
+    of_counts: bool = True,
+    n_ahead: int = 0,
+) -> Trials:
+    """Check spikes and known inputs, and wrap them; ``reset`` learns how many there are of each.
 
-    Unless they are ``of_counts``, values may be below zero.
+    Unless they are ``of_counts``, values may be below zero. Inputs go on for ``n_ahead`` bins after
+    the last of each trial.
     """
     X = _as_numpy(X, "X")
     name = type(estimator).__name__
     data = _check_list(X, name) if isinstance(X, list | tuple) else _check_cube(X, name)
-    trials = Trials(data, has_missing=_check_entries(data, name, reset, of_counts))
+    has_missing = _check_entries(data, name, reset, of_counts)
+    known = None if inputs is None else _check_inputs(inputs, data, n_ahead)
+    trials = Trials(data, has_missing=has_missing, inputs=known)
+    n_inputs = 0 if known is None else known.shape[2]
     if reset:
         estimator.n_features_in_ = trials.n_neurons
+        estimator.n_inputs_in_ = n_inputs
     elif trials.n_neurons != estimator.n_features_in_:
         raise ValueError(
             f"X has {trials.n_neurons} features, but {name} is expecting "
             f"{estimator.n_features_in_} features as input. Features are neurons, the last axis of "
             "X (n_trials, n_bins, n_neurons); mark a neuron that was not recorded with NaN instead "
             "of leaving it out."
+        )
+    elif n_inputs != estimator.n_inputs_in_:
+        raise ValueError(
+            f"This {name} was fitted with {estimator.n_inputs_in_ or 'no'} known input(s), and is "
+            f"given {n_inputs or 'none'}. Pass inputs of shape (n_trials, n_bins, "
+            f"{estimator.n_inputs_in_}), or fit again."
+            if estimator.n_inputs_in_
+            else f"This {name} was fitted without known inputs, and is given {n_inputs}. Leave "
+            "them out, or fit again with inputs."
         )
     return trials
 
@@ -121,6 +151,59 @@ def _check_list(X: Any, name: str) -> list[np.ndarray]:
                 f"{array.shape[1]}. Mark a neuron that was not recorded in a trial with NaN."
             )
     return trials
+
+
+def _check_inputs(inputs: Any, data: np.ndarray | list[np.ndarray], n_ahead: int) -> np.ndarray:
+    """Known inputs as one float32 array; zeros follow those of shorter trials."""
+    arrays = [_as_numbers(trial, f"inputs[{i}]") for i, trial in enumerate(inputs)]
+    if len(arrays) != len(data):
+        raise ValueError(
+            f"X has {len(data)} trials, but inputs are those of {len(arrays)}. Pass one array "
+            "(n_bins, n_inputs) for each trial."
+        )
+    n_inputs = arrays[0].shape[-1] if arrays[0].ndim == 2 else 0
+    n_bins = max(map(len, data)) + n_ahead
+    known = np.zeros((len(data), n_bins, n_inputs), dtype=np.float32)
+    for i, (array, trial) in enumerate(zip(arrays, data, strict=True)):
+        shape = (len(trial) + n_ahead, n_inputs)
+        if array.shape != shape or n_inputs == 0:
+            hint = " For a single input, pass inputs[..., np.newaxis]." if array.ndim == 1 else ""
+            further = f" and the {n_ahead} to predict" if n_ahead else ""
+            raise ValueError(
+                f"inputs[{i}] has shape {array.shape}, but must be (n_bins, n_inputs), with one "
+                f"row for each of the {len(trial)} bins of X[{i}]{further}, and as many inputs as "
+                f"inputs[0].{hint}"
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"inputs[{i}] holds NaN or infinity. Known inputs are known in every bin: put in "
+                "what acted, or 0."
+            )
+        known[i, : len(array)] = array
+    return known
+
+
+def check_simulated_inputs(
+    inputs: Any, shape: tuple[int, ...], n_bins: int, n_inputs: int
+) -> Tensor | None:
+    """Known inputs of a free run from states of ``shape``, as ``(n_bins, n_inputs, n_states)``."""
+    if inputs is None and n_inputs == 0:
+        return None
+    if inputs is None or n_inputs == 0:
+        raise ValueError(
+            f"inputs must be of shape {(*shape, n_bins, n_inputs)}, as fit was with {n_inputs} "
+            "known input(s); zeros let the dynamics run without them."
+            if n_inputs
+            else "inputs must be left out, as fit was without known inputs."
+        )
+    array = _as_numbers(inputs, "inputs")
+    if array.shape != (*shape, n_bins, n_inputs) or not np.isfinite(array).all():
+        raise ValueError(
+            f"inputs must be finite and of shape {(*shape, n_bins, n_inputs)}; got shape "
+            f"{array.shape}."
+        )
+    columns = array.reshape(-1, n_bins, n_inputs).transpose(1, 2, 0)
+    return torch.from_numpy(columns.astype(np.float32))
 
 
 def _check_shape(bins_and_neurons: tuple[int, ...], what: str, shape: tuple[int, ...]) -> None:

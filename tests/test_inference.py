@@ -10,18 +10,13 @@ from scipy.optimize import minimize
 from sklearn_sae import _inference
 from sklearn_sae._batches import Batch, Trials
 from sklearn_sae._dynamics import Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
-from sklearn_sae._inference import (
-    Prior,
-    best_start,
-    gradient_and_fisher,
-    refine,
-    sensitivities,
-    trials_at_once,
-)
+from sklearn_sae._expansion import Expansion
+from sklearn_sae._inference import best_start, refine, trials_at_once
 from sklearn_sae._likelihood import log_likelihood
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
+from sklearn_sae._prior import Prior
 from sklearn_sae._readout import Readout
 
 CPU = torch.device("cpu")
@@ -133,7 +128,7 @@ def test_prior_density_and_gradient():
     torch.testing.assert_close(offset, offset[:1].expand(5))
     z0.requires_grad_()
     (gradient,) = torch.autograd.grad(prior.log_density(z0).sum(), z0)
-    torch.testing.assert_close(prior.gradient(z0), gradient)
+    torch.testing.assert_close(prior.of_first_state(z0)[0].T, gradient)
 
 
 # --- gradient, information, sensitivities --------------------------------------------------------
@@ -144,7 +139,7 @@ def test_prior_density_and_gradient():
 def test_gradient_is_autograds(kind, missing):
     model, prior, batch, z0 = make_problem(kind, missing=missing)
     latents = model.dynamics.rollout(z0, 12)
-    gradient, _ = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
+    gradient = Expansion(model, prior, batch, z0, latents, model.readout(latents)).gradient
     leaf = z0.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
     torch.testing.assert_close(gradient, expected.T, rtol=1e-9, atol=1e-9)
@@ -155,7 +150,7 @@ def test_gradient_is_autograds(kind, missing):
 def test_fisher_information_is_that_of_poisson_counts(kind, missing):
     model, prior, batch, z0 = make_problem(kind, missing=missing)
     latents = model.dynamics.rollout(z0, 12)
-    _, fisher = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
+    fisher = Expansion(model, prior, batch, z0, latents, model.readout(latents)).precision
     for i in range(z0.shape[1]):
         jacobian = torch.autograd.functional.jacobian(
             lambda z: model.output(z[:, None], 12)[..., 0], z0[:, i]
@@ -170,7 +165,8 @@ def test_fisher_information_is_that_of_poisson_counts(kind, missing):
 def test_gradient_and_information_of_other_likelihoods(likelihood, missing):
     model, prior, batch, z0 = make_problem(missing=missing, likelihood=likelihood)
     latents = model.dynamics.rollout(z0, 12)
-    gradient, fisher = gradient_and_fisher(model, prior, batch, z0, latents, model.readout(latents))
+    expansion = Expansion(model, prior, batch, z0, latents, model.readout(latents))
+    gradient, fisher = expansion.gradient, expansion.precision
     leaf = z0.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
     torch.testing.assert_close(gradient, expected.T, rtol=1e-9, atol=1e-9)
@@ -185,14 +181,17 @@ def test_gradient_and_information_of_other_likelihoods(likelihood, missing):
 
 
 @pytest.mark.parametrize("kind", DYNAMICS)
-def test_sensitivities(kind):
-    model, _, _, z0 = make_problem(kind)
-    sensitivity = sensitivities(model, model.dynamics.rollout(z0, 6))
-    assert sensitivity.shape == (5, 6, 3, 3)
-    expected = torch.autograd.functional.jacobian(
-        lambda z: model.dynamics.rollout(z[:, None], 6)[..., 0], z0[:, 2]
+def test_covariances_go_through_the_dynamics(kind):
+    model, prior, batch, z0 = make_problem(kind)
+    latents = model.dynamics.rollout(z0, 12)
+    expansion = Expansion(model, prior, batch, z0, latents, model.readout(latents))
+    covariances = expansion.covariances()
+    assert covariances.shape == (5, 12, 3, 3)
+    sensitivity = torch.autograd.functional.jacobian(
+        lambda z: model.dynamics.rollout(z[:, None], 12)[..., 0], z0[:, 2]
     )
-    torch.testing.assert_close(sensitivity[2], expected, rtol=1e-9, atol=1e-9)
+    expected = sensitivity @ torch.linalg.inv(expansion.precision[2]) @ sensitivity.transpose(1, 2)
+    torch.testing.assert_close(covariances[2], expected, rtol=1e-8, atol=1e-9)
 
 
 # --- refinement ----------------------------------------------------------------------------------
@@ -277,10 +276,8 @@ def test_a_trials_result_does_not_depend_on_its_batch(kind):
 def test_a_good_trial_stops_early(monkeypatch):
     model, prior, batch, z0 = make_problem()
     calls = []
-    original = _inference.gradient_and_fisher
-    monkeypatch.setattr(
-        _inference, "gradient_and_fisher", lambda *args: calls.append(0) or original(*args)
-    )
+    original = _inference.Expansion
+    monkeypatch.setattr(_inference, "Expansion", lambda *args: calls.append(0) or original(*args))
     optimum = refine(model, prior, batch, z0, max_iter=50, tol=1e-9)
     calls.clear()
     refine(model, prior, batch, optimum + 1e-4, max_iter=50)

@@ -8,12 +8,12 @@ from sklearn_sae import _training
 from sklearn_sae._batches import Trials
 from sklearn_sae._dynamics import NeuralODE
 from sklearn_sae._encoder import Encoder
-from sklearn_sae._inference import Prior
 from sklearn_sae._likelihood import log_likelihood, mean_loss
 from sklearn_sae._likelihoods import Poisson
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
 from sklearn_sae._optimizer import OPTIMIZERS, Soap
+from sklearn_sae._prior import Prior
 from sklearn_sae._readout import Readout, pca_start
 from sklearn_sae._schedule import Schedule
 from sklearn_sae._training import (
@@ -108,7 +108,7 @@ def test_one_record_per_epoch(inference):
     assert horizons == sorted(horizons)
     assert 5 <= horizons[0] < 20
     assert horizons[-6:] == [20] * 6
-    assert [record.full_horizon for record in records] == [horizon == 20 for horizon in horizons]
+    assert [record.complete for record in records] == [horizon == 20 for horizon in horizons]
     last_batch = (np.arange(12) + 0.75) / 12
     expected = [setup.schedule.learning_rate_at(progress) for progress in last_batch]
     assert [record.learning_rate for record in records] == pytest.approx(expected)
@@ -304,7 +304,7 @@ def test_shuffled(n_trials, batch_size):
 @pytest.mark.parametrize("horizon_start", [1, 2, 20, 100])
 def test_any_horizon_start(horizon_start, inference):
     records = list(Setup(inference=inference, horizon_start=horizon_start, max_epochs=3).train())
-    assert records[-1].full_horizon
+    assert records[-1].complete
     assert all(np.isfinite(record.loss) for record in records)
 
 

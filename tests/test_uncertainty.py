@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sklearn_sae import NODESAE
-from sklearn_sae._inference import Prior
+from sklearn_sae._prior import Prior
 from sklearn_sae._uncertainty import _laplace, _output_variance, model_variance
 from sklearn_sae._validation import check_trials
 from sklearn_sae.datasets import CustomSystem, make_chaotic_spikes

@@ -33,8 +33,12 @@ class Likelihood(nn.Module):
         """Output ``(n_neurons, 1)`` of the null model, which knows but the mean counts."""
 
     @abstractmethod
-    def rates_with_std(self, output: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Rates, and their standard deviations if the output has this ``variance``."""
+    def std_of_rates(self, output: Tensor, variance: Tensor) -> Tensor:
+        """Standard deviation of the rates if the output has this ``variance``."""
+
+    @abstractmethod
+    def mean_output(self, output: Tensor, variance: Tensor) -> Tensor:
+        """Output whose rates are the mean rates if the output has this ``variance``."""
 
     @abstractmethod
     def natural(self, output: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,12 @@ class LogLink(Likelihood):
     def null_output(self, null_rates: Tensor) -> Tensor:
         return null_rates.clamp(min=1e-9).log()[:, None]
 
-    def rates_with_std(self, output: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        """Those of a lognormal: the rate is its median."""
-        rates = output.exp()
-        return rates, rates * (torch.expm1(variance) * variance.exp()).sqrt()
+    def std_of_rates(self, output: Tensor, variance: Tensor) -> Tensor:
+        # Of a lognormal, of which exp(output) is the median.
+        return output.exp() * (torch.expm1(variance) * variance.exp()).sqrt()
+
+    def mean_output(self, output: Tensor, variance: Tensor) -> Tensor:
+        return output + variance / 2
 
     def n_units(self, counts: Tensor, entries: Tensor) -> Tensor:
         return (counts * entries).sum()

@@ -47,8 +47,11 @@ class Gaussian(Dispersed):
     def null_output(self, null_rates: Tensor) -> Tensor:
         return torch.zeros_like(self.centre)
 
-    def rates_with_std(self, output: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rates(output), self.scale * variance.sqrt()
+    def std_of_rates(self, output: Tensor, variance: Tensor) -> Tensor:
+        return self.scale * variance.sqrt()
+
+    def mean_output(self, output: Tensor, variance: Tensor) -> Tensor:
+        return output
 
     def natural(self, output: Tensor) -> tuple[Tensor, Tensor]:
         slope = self.scale / self.dispersion * output

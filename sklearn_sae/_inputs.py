@@ -1,0 +1,129 @@
+"""Inputs to the dynamics: known ones, and ones that are inferred from the spikes.
+
+Between one bin and the next an input u moves the latents by W u, on top of where the dynamics take
+them. It is as if the vector field had a pulse at the end of the bin; for linear dynamics and inputs
+that are constant within a bin, no discretisation is lost by that.
+
+Inferred inputs have a prior: each is an autoregressive process of first order, as in LFADS
+[Pandarinath et al., Nature Methods 2018], with a variance and a correlation from bin to bin that
+are learned by maximising the evidence. What they cost is counted in that evidence, so that the
+variance of an input that explains nothing goes to zero. The columns of their W have unit norm,
+otherwise a small variance and a large W would escape the prior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["InputStatistics", "Inputs"]
+
+#: Standard deviation of inferred inputs at first, in latents of unit size: evidence lets it grow.
+FIRST_STD = 0.01
+SMALLEST_VARIANCE = 1e-8
+#: Variances may change by this factor in one update: the posterior is of the old one.
+LARGEST_FACTOR = 4.0
+LARGEST_CORRELATION = 0.99
+
+
+@dataclass
+class InputStatistics:
+    """Sums over trials and bins, one number for each input, of which its prior is learned.
+
+    ``innovations`` are what is new in each bin, in units of the prior's standard deviation.
+    """
+
+    squared_innovations: Tensor
+    determined: Tensor
+    squares: Tensor
+    products: Tensor
+    n_squares: int
+    n_products: int
+
+    def __add__(self, other: InputStatistics) -> InputStatistics:
+        return InputStatistics(
+            *(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__)
+        )
+
+
+class Inputs(nn.Module):
+    """How inputs move latents, and what is expected of those that are inferred."""
+
+    correlation: Tensor
+    variance: Tensor
+
+    def __init__(
+        self, n_latents: int, n_known: int, n_inferred: int, generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        device = "meta" if generator is None else "cpu"
+        self.n_inferred = n_inferred
+        self.known = nn.Parameter(torch.zeros(n_latents, n_known, device=device))
+        if generator is None or n_inferred == 0:
+            directions = torch.zeros(n_latents, n_inferred, device=device)
+        else:
+            directions = torch.randn(n_latents, n_inferred, generator=generator, device="cpu")
+            if n_inferred <= n_latents:
+                directions = torch.linalg.qr(directions)[0]
+        self.directions = nn.Parameter(directions)
+        self.register_buffer("correlation", torch.full((n_inferred,), 0.5, device=device))
+        # Zero: the inferred inputs have not joined yet.
+        self.register_buffer("variance", torch.zeros(n_inferred, device=device))
+
+    @property
+    def inferring(self) -> bool:
+        """Whether inferred inputs have joined."""
+        return self.n_inferred > 0 and bool(self.variance.any())
+
+    def join(self) -> None:
+        """Let inferred inputs take part from now on."""
+        self.variance.fill_(FIRST_STD**2)
+
+    def matrix(self) -> Tensor:
+        """Unit directions ``(n_latents, n_inferred)`` of the inferred inputs."""
+        return self.directions / self.directions.norm(dim=0).clamp(min=1e-12)
+
+    @property
+    def innovation_std(self) -> Tensor:
+        return ((1 - self.correlation**2) * self.variance).sqrt()
+
+    def kicks(self, known: Tensor | None, inferred: Tensor | None) -> Tensor | None:
+        """By what latents jump after each bin: ``(n_bins - 1, n_latents, n_trials)``.
+
+        ``known`` inputs are ``(n_bins, n_known, n_trials)``, of which the last moves nothing
+        within these bins; ``inferred`` ones are ``(n_bins - 1, n_inferred, n_trials)``.
+        """
+        kicks = None if known is None else self.known @ known[:-1]
+        if inferred is None:
+            return kicks
+        moved = self.matrix() @ inferred
+        return moved if kicks is None else kicks + moved
+
+    def innovations(self, inferred: Tensor) -> Tensor:
+        """What is new in every bin, with a standard normal prior; shaped like ``inferred``."""
+        first = inferred[:1] / self.variance.sqrt()[:, None]
+        news = inferred[1:] - self.correlation[:, None] * inferred[:-1]
+        return torch.cat([first, news / self.innovation_std[:, None]])
+
+    def continued(self, inferred: Tensor, n_more: int) -> Tensor:
+        """With the prior mean, given the last bin, for bins that follow."""
+        bins = torch.arange(1, n_more + 1, device=inferred.device)
+        decay = self.correlation[None, :, None] ** bins[:, None, None]
+        return torch.cat([inferred, decay * inferred[-1:]])
+
+    @torch.no_grad()
+    def learn_prior(self, sums: InputStatistics) -> None:
+        """Climb the evidence, given statistics of all training trials.
+
+        The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
+        of them that spikes determine. Unlike expectation maximisation, which has the same fixed
+        points, it is as fast where an input explains little. The correlation by expectation
+        maximisation.
+        """
+        correlation = (sums.products / max(sums.n_products, 1)) / (sums.squares / sums.n_squares)
+        self.correlation.copy_(correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION))
+        factor = sums.squared_innovations / sums.determined.clamp(min=1e-6)
+        factor = factor.clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        self.variance.mul_(factor).clamp_(min=SMALLEST_VARIANCE)
