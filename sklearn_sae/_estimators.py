@@ -124,7 +124,7 @@ class NODESAE(BaseSAE):
     n_inferred_inputs : int, default=0
         Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
         (an autoregressive process of each): for data that no initial condition explains, as a
-        perturbation that comes within the trial. They join after two fifths of the epochs. What
+        perturbation that comes within the trial. They join after the first epochs. What
         they cost is counted, so that those that are not needed vanish. Only if
         ``inference="semi-amortized"``.
 
@@ -446,7 +446,7 @@ class RNNSAE(BaseSAE):
     n_inferred_inputs : int, default=0
         Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
         (an autoregressive process of each): for data that no initial condition explains, as a
-        perturbation that comes within the trial. They join after two fifths of the epochs. What
+        perturbation that comes within the trial. They join after the first epochs. What
         they cost is counted, so that those that are not needed vanish. Only if
         ``inference="semi-amortized"``.
 

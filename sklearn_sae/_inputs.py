@@ -26,6 +26,9 @@ SMALLEST_VARIANCE = 1e-8
 #: Variances may change by this factor in one update: the posterior is of the old one.
 LARGEST_FACTOR = 4.0
 LARGEST_CORRELATION = 0.99
+#: While trials are seen in part only, dynamics still learn what inputs could explain as well: the
+#: inputs' variances are then held below what the evidence asks for.
+SPARING = 0.6
 
 
 @dataclass
@@ -114,16 +117,18 @@ class Inputs(nn.Module):
         return torch.cat([inferred, decay * inferred[-1:]])
 
     @torch.no_grad()
-    def learn_prior(self, sums: InputStatistics) -> None:
+    def learn_prior(self, sums: InputStatistics, sparing: bool) -> None:
         """Climb the evidence, given statistics of all training trials.
 
         The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
         of them that spikes determine. Unlike expectation maximisation, which has the same fixed
         points, it is as fast where an input explains little. The correlation by expectation
-        maximisation.
+        maximisation. ``sparing`` variances stay below the best.
         """
         correlation = (sums.products / max(sums.n_products, 1)) / (sums.squares / sums.n_squares)
         self.correlation.copy_(correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION))
         factor = sums.squared_innovations / sums.determined.clamp(min=1e-6)
+        if sparing:
+            factor = SPARING * factor
         factor = factor.clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
         self.variance.mul_(factor).clamp_(min=SMALLEST_VARIANCE)

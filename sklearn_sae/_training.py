@@ -32,9 +32,9 @@ __all__ = [
 #: Initial conditions move in latents of unit size, and see one trial each: larger steps than
 #: weights.
 INITIAL_CONDITION_SPEED = 5.0
-#: Inferred inputs join after this share of the epochs, once the loss sees whole trials. Dynamics
-#: that have learned what they can alone leave to inputs what they cannot explain.
-INPUTS_JOIN = 0.4
+#: Inferred inputs join after this share of the epochs. Before dynamics have learned anything, inputs
+#: would take their place; dynamics that learned without inputs that there are do not come back.
+INPUTS_JOIN = 0.15
 EPOCHS_BETWEEN_INPUTS = 5
 
 
@@ -124,6 +124,11 @@ class FreeInitialConditions(InitialConditions):
         """The initial conditions, one per row: a view of the table of all causes."""
         return self.table[:, : self.n_latents]
 
+    def _n_causes(self, n_bins: int) -> int:
+        """Of trials up to ``n_bins``, if inputs have joined."""
+        n_inferred = 0 if self.model.inputs is None else self.model.inputs.n_inferred
+        return self.n_latents + (n_bins - 1) * n_inferred
+
     @property
     def causes(self) -> Tensor:
         """All that is inferred of each trial, one per row."""
@@ -139,7 +144,7 @@ class FreeInitialConditions(InitialConditions):
         return self.model.inputs is not None and self.model.inputs.inferring
 
     def take(self, batch: Batch) -> Tensor:
-        causes = self.table[batch.rows].T
+        causes = self.table[batch.rows, : self._n_causes(len(batch.counts))].T
         self._leaf = causes[: self.n_latents].contiguous().requires_grad_()
         z0 = drop(self._leaf, self.dropout, self.generator)
         return torch.cat([z0, causes[self.n_latents :]]) if self.inferring else z0
@@ -152,7 +157,7 @@ class FreeInitialConditions(InitialConditions):
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
         inputs, n_done = self.model.inputs, epoch + 1
-        if self.waiting and n_done >= self.inputs_join and horizon == self.trials.n_bins:
+        if self.waiting and n_done >= self.inputs_join:
             assert inputs is not None
             inputs.join()
         every = EPOCHS_BETWEEN_INPUTS if self.inferring else self.epochs_between_steps
@@ -161,12 +166,12 @@ class FreeInitialConditions(InitialConditions):
         statistics = self._gauss_newton(horizon)
         if statistics is not None:
             assert inputs is not None
-            inputs.learn_prior(statistics)
+            inputs.learn_prior(statistics, sparing=horizon < self.trials.n_bins)
 
     def _gauss_newton(self, horizon: int) -> InputStatistics | None:
         prior = Prior.from_samples(self.z0, self.model.inputs)
         size = trials_at_once(self.model, horizon)
-        table = self.causes
+        table = self.causes[:, : self._n_causes(horizon)]
         sums = None
         for batch in self.trials.chunks(size, self.table.device, horizon):
             causes = table[batch.rows].T.contiguous()
