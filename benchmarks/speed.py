@@ -13,10 +13,13 @@ step       one training step of 320 trials of 70 bins, and its parts; the floor 
            that of a sigmoid in the cache
 inference  transform of 320 trials, against 80 steps of Adam on the same log-posterior
 growth     fit and transform while trials, bins, neurons or latents double, three times each
+import     a Python that imports sklearn_sae, against one that imports torch and sklearn.base
 """
 
 import argparse
 import csv
+import subprocess
+import sys
 import tempfile
 import time
 from functools import partial
@@ -65,6 +68,7 @@ def main(quick, out):
     measure_step(data, model, report, n_repeats=2 if quick else 9)
     measure_inference(data, model, report)
     measure_growth(report, n_doublings=1 if quick else 3)
+    measure_import(report, n_repeats=1 if quick else 5)
 
     with out.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -274,6 +278,19 @@ def measure_growth(report, n_doublings):
                 other = before and before[name]
                 report("growth", f"{name}, {size[what]} {what}", seconds, before and "half", other)
             before = {"fit": fit, "transform": transform}
+
+
+# ----------------------------------------------------------------------------- import
+
+
+def measure_import(report, n_repeats):
+    def seconds(modules):
+        run = partial(subprocess.run, [sys.executable, "-c", f"import {modules}"], check=True)
+        return median_seconds(run, n_repeats)
+
+    theirs = seconds("torch, sklearn.base")
+    report("import", "torch, sklearn.base", theirs)
+    report("import", "sklearn_sae", seconds("sklearn_sae"), "torch, sklearn.base", theirs)
 
 
 if __name__ == "__main__":
