@@ -78,3 +78,16 @@ def test_memory_of_a_mapped_file(tmp_path):
     assert (row["dtype"], row["file_megabytes"]) == ("uint8", "1")
     # Batches alone take more than what the file holds.
     assert float(row["peak_megabytes"]) > float(row["imported_megabytes"]) + 1
+
+
+def test_the_readme_holds_the_table_of_performance(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    printed = run("performance_table.py", "--quick")
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.count("\n") == 10
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.replace(printed.stdout, "an old table\n"), encoding="utf-8")
+    assert copy.read_text(encoding="utf-8") != readme
+    written = run("performance_table.py", "--readme", str(copy))
+    assert written.returncode == 0, written.stderr
+    assert copy.read_text(encoding="utf-8") == readme
