@@ -41,6 +41,7 @@ GRID = {"n_latents": [8, 16, 24], "weight_decay": [0.0, 0.3]}
 RAT = {"n_latents": 16, "weight_decay": 0.3, "max_epochs": 150}
 WINDOW, OVERLAP = 50, 25
 WIDTHS = (0, 5, 12, 25, 50, 100, 200)  # bins
+QUICK = {"macaque": {"grid": {"n_latents": [2, 3]}, "max_epochs": 2}, "rat": {"max_epochs": 2}}
 
 
 def main(macaque, rat, quick, out):
@@ -63,7 +64,7 @@ def main(macaque, rat, quick, out):
 
     for name, run, path in (("macaque", trials, macaque), ("rat", session, rat)):
         if quick:
-            run(*stand_in(name), report, max_epochs=2)
+            run(*stand_in(name), report, **QUICK[name])
         elif path is None:
             print(f"{name}: skipped, as no file was given; use --{name} FILE.npz")
         else:
@@ -94,7 +95,7 @@ def stand_in(name):
 # ---------------------------------------------------------------------------------- macaque
 
 
-def trials(spikes, target, onset, report, **options):
+def trials(spikes, target, onset, report, grid=GRID, **options):
     for seed in (0, 1):
         train, test = train_test_split(
             np.arange(len(spikes)), test_size=0.2, stratify=target, random_state=seed
@@ -102,7 +103,7 @@ def trials(spikes, target, onset, report, **options):
         start = time.perf_counter()
         search = GridSearchCV(
             NODESAE(random_state=0, **options),
-            GRID,
+            grid,
             scoring=co_smoothing,
             cv=StratifiedKFold(4, shuffle=True, random_state=0),
             error_score="raise",

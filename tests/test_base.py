@@ -10,7 +10,8 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from sklearn_sae import NODESAE
+from sklearn_sae import NODESAE, _batches, _inference, _readout, _validation
+from sklearn_sae._batches import Trials
 
 
 def raise_in_backward(monkeypatch, error, n_before):
@@ -247,3 +248,43 @@ def test_nothing_warns_in_an_ordinary_fit(estimator, holes):
         warnings.simplefilter("ignore", DeprecationWarning)
         estimator.set_params(max_epochs=2, early_stopping=True).fit(holes)
         estimator.predict(holes), estimator.score(holes)
+
+
+# ------------------------------------------------------------------ large recordings
+
+
+@pytest.mark.parametrize("inference", ["semi-amortized", "amortized"])
+def test_a_memory_map_is_only_ever_read_in_parts(node, inference, tmp_path, monkeypatch):
+    counts = np.random.default_rng(0).poisson(1.0, (600, 4, 3)).astype(np.uint8)
+    np.save(tmp_path / "spikes.npy", counts)
+    mapped = np.load(tmp_path / "spikes.npy", mmap_mode="r")
+    monkeypatch.setattr(_inference, "MOST_TRIALS", 150)
+    for module, limit in (
+        (_batches, "CHUNK"),
+        (_readout, "MOST_VALUES_FOR_PCA"),
+        (_validation, "CHUNK"),
+    ):
+        monkeypatch.setattr(module, limit, 150 * counts[0].size)
+    n_read, read, look = [], Trials.read, _validation._check_values
+
+    def counted(self, rows, n_bins=None):
+        assert np.shares_memory(self.data, mapped)
+        n_read.append(len(rows))
+        return read(self, rows, n_bins)
+
+    def looked(chunk, *others):
+        assert np.shares_memory(chunk, mapped)
+        n_read.append(len(chunk))
+        return look(chunk, *others)
+
+    monkeypatch.setattr(Trials, "read", counted)
+    monkeypatch.setattr(_validation, "_check_values", looked)
+    node.set_params(inference=inference, max_epochs=10, checkpoint_path=tmp_path / "checkpoint")
+    node.fit(mapped)
+    node.set_params(warm_start=True).fit(mapped)
+    for use in (node.transform, node.predict, node.score, node.initial_conditions):
+        use(mapped)
+    node.forecast(mapped, 2)
+    assert sum(n_read) > 20 * len(counts)
+    # Mean counts are taken over 256 trials at a time, whatever their size.
+    assert max(n_read) <= 256

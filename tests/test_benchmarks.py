@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 CELL = ("recipe", "system", "model", "n_latents", "seed")
 
@@ -65,3 +67,27 @@ def test_sweeps(tmp_path):
     # conftest.py sets one thread for all processes, and then fits are equal to the last bit.
     assert [row["threads_per_fit"] for row in rows] == ["1", "1", "1"]
     assert "equal scores: True" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells memory apart by what backs it")
+def test_memory_of_a_mapped_file(tmp_path):
+    result = run("memory.py", "--large", "--quick", "--out", str(tmp_path / "memory.csv"))
+    assert result.returncode == 0, result.stderr
+    [row] = csv.DictReader((tmp_path / "memory.csv").read_text().splitlines())
+    assert (row["trials"], row["bins"], row["neurons"]) == ("400", "40", "50")
+    assert (row["dtype"], row["file_megabytes"]) == ("uint8", "1")
+    # Batches alone take more than what the file holds.
+    assert float(row["peak_megabytes"]) > float(row["imported_megabytes"]) + 1
+
+
+def test_the_readme_holds_the_table_of_performance(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    printed = run("performance_table.py", "--quick")
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.count("\n") == 10
+    copy = tmp_path / "README.md"
+    copy.write_text(readme.replace(printed.stdout, "an old table\n"), encoding="utf-8")
+    assert copy.read_text(encoding="utf-8") != readme
+    written = run("performance_table.py", "--readme", str(copy))
+    assert written.returncode == 0, written.stderr
+    assert copy.read_text(encoding="utf-8") == readme
