@@ -32,8 +32,8 @@ __all__ = [
 #: Initial conditions move in latents of unit size, and see one trial each: larger steps than
 #: weights.
 INITIAL_CONDITION_SPEED = 5.0
-#: Inferred inputs join after this share of the epochs. Before dynamics have learned anything, inputs
-#: would take their place; dynamics that learned without inputs that there are do not come back.
+#: Inferred inputs join after this share of the epochs. Before dynamics have learned anything, they
+#: would take their place; and dynamics that learn for long without inputs that are there go astray.
 INPUTS_JOIN = 0.15
 EPOCHS_BETWEEN_INPUTS = 5
 
