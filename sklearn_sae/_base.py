@@ -101,10 +101,6 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         continued = self.warm_start and hasattr(self, "model_")
         of_counts = LIKELIHOODS[self.likelihood].of_counts
         trials = check_trials(self, X, inputs, reset=not continued, of_counts=of_counts)
-        if self.n_inferred_inputs and trials.n_bins == 1:
-            raise ValueError(
-                "n_inferred_inputs must be 0 for trials of one bin: inputs act between bins."
-            )
         device = check_device(self.device)
         seed = check_seed(self.random_state)
         checkpoint = None

@@ -117,18 +117,24 @@ class Inputs(nn.Module):
         return torch.cat([inferred, decay * inferred[-1:]])
 
     @torch.no_grad()
-    def learn_prior(self, sums: InputStatistics, sparing: bool) -> None:
+    def learn_prior(self, sums: InputStatistics, sparing: bool) -> Tensor:
         """Climb the evidence, given statistics of all training trials.
 
         The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
         of them that spikes determine. Unlike expectation maximisation, which has the same fixed
         points, it is as fast where an input explains little. The correlation by expectation
         maximisation. ``sparing`` variances stay below the best.
+
+        Returns by what inferred inputs are to be multiplied, so that they are not less likely than
+        before.
         """
         correlation = (sums.products / max(sums.n_products, 1)) / (sums.squares / sums.n_squares)
-        self.correlation.copy_(correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION))
+        correlation = correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION)
+        self.correlation.copy_(torch.where(correlation.isnan(), self.correlation, correlation))
         factor = sums.squared_innovations / sums.determined.clamp(min=1e-6)
         if sparing:
             factor = SPARING * factor
-        factor = factor.clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        factor = factor.nan_to_num(nan=1.0).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
+        before = self.variance.clone()
         self.variance.mul_(factor).clamp_(min=SMALLEST_VARIANCE)
+        return (self.variance / before).sqrt().clamp(max=1.0)
