@@ -9,7 +9,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 from sklearn_sae import NODESAE  # noqa: E402
-from sklearn_sae.plotting import InferredInputsDisplay  # noqa: E402
+from sklearn_sae.plotting import (  # noqa: E402
+    EigenvalueDisplay,
+    FixedPointDisplay,
+    InferredInputsDisplay,
+    LatentTrajectoryDisplay,
+    RateDisplay,
+    VectorFieldDisplay,
+)
 
 LABELS = np.array(["left", "right", "left", "right", "left"])
 
@@ -129,6 +136,24 @@ def test_from_an_estimator_with_known_inputs(spikes):
     np.testing.assert_allclose(mean, expected[1::2, :, 1].mean(axis=0), rtol=1e-4, atol=1e-6)
     assert list(display.axes_) == list(axes)
     assert len(display.trials_[0]) == 2
+
+
+def test_other_displays_take_known_inputs(spikes):
+    known = 3 * np.random.default_rng(1).normal(size=(24, 12, 1))
+    settings = {"hidden_sizes": (8,), "max_epochs": 8, "device": "cpu", "random_state": 0}
+    est = NODESAE(n_latents=2, **settings).fit(spikes, inputs=known)
+    latents = est.transform(spikes, inputs=known)
+    drawn = LatentTrajectoryDisplay.from_estimator(est, spikes, inputs=known)
+    np.testing.assert_array_equal(drawn.latents, latents)
+    for cls in (FixedPointDisplay, EigenvalueDisplay):
+        cls.from_estimator(est, spikes, inputs=known, n_starts=8, random_state=0)
+    drawn = VectorFieldDisplay.from_estimator(est, spikes, inputs=known, grid=5)
+    np.testing.assert_array_equal(drawn.states, latents)
+    for inference in ("semi-amortized", "amortized"):
+        est = NODESAE(n_latents=2, inference=inference, **settings).fit(spikes, inputs=known)
+        drawn = RateDisplay.from_estimator(est, spikes, inputs=known, trial=5, neurons=3)
+        expected = est.predict(spikes[5:6], inputs=known[5:6])[0, :, 3]
+        np.testing.assert_allclose(drawn.rates_[0].get_ydata(), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from ._style import Projection, as_trials, finish, legend, lines, look, new_axes, one_label_each
+from ._style import (
+    Projection,
+    as_trials,
+    finish,
+    if_known,
+    legend,
+    lines,
+    look,
+    new_axes,
+    one_label_each,
+)
 
 
 class LatentTrajectoryDisplay:
@@ -47,6 +57,7 @@ class LatentTrajectoryDisplay:
         estimator: Any,
         X: Any,
         *,
+        inputs: Any = None,
         labels: Any = None,
         dimensions: Any = None,
         n_trials: int = 50,
@@ -60,6 +71,8 @@ class LatentTrajectoryDisplay:
             Fitted.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         labels : array-like of shape (n_trials,), default=None
             Condition of each trial.
         dimensions : sequence of 2 or 3 ints, default=None
@@ -75,7 +88,7 @@ class LatentTrajectoryDisplay:
         LatentTrajectoryDisplay
             With the artists.
         """
-        display = cls(estimator.transform(X), labels)
+        display = cls(estimator.transform(X, **if_known(inputs)), labels)
         return display.plot(ax=ax, dimensions=dimensions, n_trials=n_trials)
 
     def plot(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._style import FOUND, TRUE, finish, grid_of_axes, label_grid
+from ._style import FOUND, TRUE, finish, grid_of_axes, if_known, label_grid
 
 
 class RateDisplay:
@@ -67,6 +67,7 @@ class RateDisplay:
         estimator: Any,
         X: Any,
         *,
+        inputs: Any = None,
         trial: int = 0,
         true_rates: Any = None,
         neurons: Any = None,
@@ -82,6 +83,8 @@ class RateDisplay:
             Fitted. Bands are drawn if ``inference="semi-amortized"``.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         trial : int, default=0
             Which trial.
         true_rates : array like X, default=None
@@ -101,10 +104,11 @@ class RateDisplay:
             With the artists.
         """
         one = [X[trial]]
+        known = if_known(None if inputs is None else [inputs[trial]])
         if estimator.inference == "semi-amortized":
-            rates, std = (values[0] for values in estimator.predict(one, return_std=True))
+            rates, std = (values[0] for values in estimator.predict(one, return_std=True, **known))
         else:
-            rates, std = estimator.predict(one)[0], None
+            rates, std = estimator.predict(one, **known)[0], None
         display = cls(
             rates,
             std=std,
