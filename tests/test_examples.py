@@ -140,6 +140,9 @@ def test_code_in_readme(tmp_path, monkeypatch):
     names = {
         "spikes": rng.poisson(1.0, (60, 12, 9)),
         "new_spikes": rng.poisson(1.0, (5, 12, 9)),
+        "stimulus": rng.normal(size=(60, 12, 2)),
+        "new_stimulus": rng.normal(size=(5, 12, 2)),
+        "go_bins": rng.integers(3, 9, 60),
         "signals": rng.normal(size=(60, 12, 9)),
         "labels": np.arange(60) % 3,
         "train": np.arange(40),
@@ -151,6 +154,8 @@ def test_code_in_readme(tmp_path, monkeypatch):
     exec(code, names)
     assert names["latents"].shape == (60, 12, 3)
     assert names["rates"].shape == (60, 12, 9)
+    assert names["driven"].input_matrix_.shape == (3, 2)
+    assert names["inferred"].shape == names["std"].shape == (60, 12, 8)
     assert names["counts"].shape == (8, 70, 3)
     assert names["good_units"].shape == (4, 70, 2)
     assert list(names["targets"]) == ["left", "right"] * 2

@@ -4,6 +4,7 @@ matplotlib is imported only when something is drawn: ``pip install "sklearn_sae[
 """
 
 from ._fixed_points import EigenvalueDisplay, FixedPointDisplay
+from ._inputs import InferredInputsDisplay
 from ._latent_dimension import LatentDimensionDisplay
 from ._latents import LatentTrajectoryDisplay
 from ._learning_curve import LearningCurveDisplay
@@ -13,6 +14,7 @@ from ._vector_field import VectorFieldDisplay
 __all__ = [
     "EigenvalueDisplay",
     "FixedPointDisplay",
+    "InferredInputsDisplay",
     "LatentDimensionDisplay",
     "LatentTrajectoryDisplay",
     "LearningCurveDisplay",

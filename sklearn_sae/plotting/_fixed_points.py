@@ -16,6 +16,7 @@ from ._style import (
     Projection,
     as_trials,
     finish,
+    if_known,
     legend,
     lines,
     new_axes,
@@ -68,6 +69,7 @@ class FixedPointDisplay:
         estimator: Any,
         X: Any,
         *,
+        inputs: Any = None,
         dimensions: Any = None,
         outside: bool = False,
         n_trials: int = 50,
@@ -82,6 +84,8 @@ class FixedPointDisplay:
             Fitted.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         dimensions : sequence of 2 or 3 ints, default=None
             Latents to draw; None: all of up to three, else three principal components.
         outside : bool, default=False
@@ -98,7 +102,7 @@ class FixedPointDisplay:
         FixedPointDisplay
             With the artists.
         """
-        latents = estimator.transform(X)
+        latents = estimator.transform(X, **if_known(inputs))
         display = cls(find_fixed_points(estimator, latents, **kwargs), latents)
         return display.plot(ax=ax, dimensions=dimensions, outside=outside, n_trials=n_trials)
 
@@ -219,6 +223,7 @@ class EigenvalueDisplay:
         estimator: Any,
         X: Any,
         *,
+        inputs: Any = None,
         true: FixedPoints | None = None,
         ax: Any = None,
         **kwargs: Any,
@@ -231,6 +236,8 @@ class EigenvalueDisplay:
             Fitted.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         true : FixedPoints, default=None
             Of the true system.
         ax : matplotlib Axes, default=None
@@ -243,7 +250,8 @@ class EigenvalueDisplay:
         EigenvalueDisplay
             With the artists.
         """
-        found = find_fixed_points(estimator, estimator.transform(X), **kwargs)
+        latents = estimator.transform(X, **if_known(inputs))
+        found = find_fixed_points(estimator, latents, **kwargs)
         return cls(found, true).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> EigenvalueDisplay:

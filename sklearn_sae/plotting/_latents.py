@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from ._style import COLOURS, DASHES, Projection, as_trials, finish, legend, lines, new_axes
+from ._style import (
+    Projection,
+    as_trials,
+    finish,
+    if_known,
+    legend,
+    lines,
+    look,
+    new_axes,
+    one_label_each,
+)
 
 
 class LatentTrajectoryDisplay:
@@ -47,6 +57,7 @@ class LatentTrajectoryDisplay:
         estimator: Any,
         X: Any,
         *,
+        inputs: Any = None,
         labels: Any = None,
         dimensions: Any = None,
         n_trials: int = 50,
@@ -60,6 +71,8 @@ class LatentTrajectoryDisplay:
             Fitted.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         labels : array-like of shape (n_trials,), default=None
             Condition of each trial.
         dimensions : sequence of 2 or 3 ints, default=None
@@ -75,7 +88,7 @@ class LatentTrajectoryDisplay:
         LatentTrajectoryDisplay
             With the artists.
         """
-        display = cls(estimator.transform(X), labels)
+        display = cls(estimator.transform(X, **if_known(inputs)), labels)
         return display.plot(ax=ax, dimensions=dimensions, n_trials=n_trials)
 
     def plot(
@@ -90,11 +103,7 @@ class LatentTrajectoryDisplay:
         """
         trials = as_trials("latents", self.latents)
         projection = Projection(np.concatenate(trials), dimensions)
-        labels = np.zeros(len(trials)) if self.labels is None else np.asarray(self.labels)
-        if len(labels) != len(trials):
-            raise ValueError(
-                f"labels must have one entry for each of {len(trials)} trials, got {len(labels)}."
-            )
+        labels = one_label_each(self.labels, len(trials))
         paths = [projection(trial) for trial in trials]
         if projection.n_axes == 1:
             # One latent has no space to move in: draw it over time.
@@ -108,12 +117,11 @@ class LatentTrajectoryDisplay:
             chosen = [paths[row] for row in drawn if labels[row] == label]
             if not chosen:
                 continue
-            colour, dashes = COLOURS[i % len(COLOURS)], DASHES[i // len(COLOURS) % len(DASHES)]
             (line,) = self.ax_.plot(
-                *lines(chosen).T, color=colour, ls=dashes, lw=0.9, alpha=0.7, label=str(label)
+                *lines(chosen).T, **look(i), lw=0.9, alpha=0.7, label=str(label)
             )
             first = np.array([path[0] for path in chosen])
-            (dots,) = self.ax_.plot(*first.T, ".", color=colour, ms=5)
+            (dots,) = self.ax_.plot(*first.T, ".", color=line.get_color(), ms=5)
             self.lines_.append(line)
             self.starts_.append(dots)
         projection.label(self.ax_)

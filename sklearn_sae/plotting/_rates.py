@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from ._style import FOUND, TRUE, finish, import_pyplot
-
-N_COLUMNS = 3
+from ._style import FOUND, TRUE, finish, grid_of_axes, if_known, label_grid
 
 
 class RateDisplay:
@@ -70,6 +67,7 @@ class RateDisplay:
         estimator: Any,
         X: Any,
         *,
+        inputs: Any = None,
         trial: int = 0,
         true_rates: Any = None,
         neurons: Any = None,
@@ -85,6 +83,8 @@ class RateDisplay:
             Fitted. Bands are drawn if ``inference="semi-amortized"``.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         trial : int, default=0
             Which trial.
         true_rates : array like X, default=None
@@ -104,10 +104,11 @@ class RateDisplay:
             With the artists.
         """
         one = [X[trial]]
+        known = if_known(None if inputs is None else [inputs[trial]])
         if estimator.inference == "semi-amortized":
-            rates, std = (values[0] for values in estimator.predict(one, return_std=True))
+            rates, std = (values[0] for values in estimator.predict(one, return_std=True, **known))
         else:
-            rates, std = estimator.predict(one)[0], None
+            rates, std = estimator.predict(one, **known)[0], None
         display = cls(
             rates,
             std=std,
@@ -142,7 +143,7 @@ class RateDisplay:
         if neurons is None:
             neurons = np.sort(np.argsort(rates.std(axis=0))[-6:])
         neurons = np.atleast_1d(neurons)
-        self.axes_ = self._axes(ax, len(neurons))
+        self.axes_ = grid_of_axes(type(self).__name__, ax, len(neurons), "neurons")
         self.figure_ = self.axes_[0].figure
         self.rates_: list[Any] = []
         self.true_rates_: list[Any] = []
@@ -161,12 +162,7 @@ class RateDisplay:
         )
         if not self.of_counts:
             rate_label = "value"
-        for i, axis in enumerate(self.axes_):
-            # Of our own grid, only the lowest in each column and the first in each row.
-            if ax is not None or i + N_COLUMNS >= len(neurons):
-                axis.set_xlabel(time_label, size=13)
-            if ax is not None or i % N_COLUMNS == 0:
-                axis.set_ylabel(rate_label, size=13)
+        label_grid(self.axes_, time_label, rate_label, own=ax is None)
         if ax is None:
             handles, labels = self.axes_[0].get_legend_handles_labels()
             self.figure_.legend(
@@ -208,26 +204,6 @@ class RateDisplay:
             time, rates[:, neuron] * scale, color=FOUND, lw=2, ls="--", label="predicted"
         )
         self.rates_.append(line)
-
-    def _axes(self, ax: Any, n_neurons: int) -> Any:
-        plt = import_pyplot(type(self).__name__)
-        if ax is None:
-            n_columns = min(N_COLUMNS, n_neurons)
-            n_rows = math.ceil(n_neurons / n_columns)
-            size = (3.4 * n_columns + 0.4, 2.4 * n_rows + 0.6)
-            figure, axes = plt.subplots(
-                n_rows, n_columns, figsize=size, layout="constrained", squeeze=False
-            )
-            for unused in axes.ravel()[n_neurons:]:
-                unused.remove()
-            return axes.ravel()[:n_neurons]
-        axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
-        if len(axes) != n_neurons:
-            raise ValueError(
-                f"ax must hold one Axes for each of {n_neurons} neurons, got {len(axes)}. Choose "
-                "as many neurons=[...], or leave ax=None."
-            )
-        return axes
 
 
 def lognormal_band(rates: Any, std: Any, neuron: int, coverage: float) -> tuple[Any, Any]:

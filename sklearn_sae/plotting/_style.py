@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ Array = NDArray[np.floating]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 #: With these, 28 labels are told apart.
 DASHES = ("-", "--", ":", "-.")
+#: Of a figure with many axes.
+N_COLUMNS = 3
 TRUE, FOUND, QUIET = "#000000", "#D55E00", "#9AA5AD"
 KIND_COLOURS = {"stable": "#0072B2", "saddle": "#D55E00", "unstable": "#CC79A7", "neutral": "#666"}
 KIND_MARKERS = {"node": "o", "spiral": "s", "": "D"}
@@ -49,6 +52,37 @@ def new_axes(display: str, ax: Any, *, three_d: bool = False, size: Any = (6.0, 
     return axes
 
 
+def grid_of_axes(display: str, ax: Any, n_axes: int, of: str, *, share_y: bool = False) -> Any:
+    """``ax`` as an array of ``n_axes``, one for each ``of``, or those of a new figure."""
+    plt = import_pyplot(display)
+    if ax is None:
+        n_columns = min(N_COLUMNS, n_axes)
+        n_rows = math.ceil(n_axes / n_columns)
+        size = (3.4 * n_columns + 0.4, 2.4 * n_rows + 0.6)
+        _, axes = plt.subplots(
+            n_rows, n_columns, figsize=size, layout="constrained", squeeze=False, sharey=share_y
+        )
+        for unused in axes.ravel()[n_axes:]:
+            unused.remove()
+        return axes.ravel()[:n_axes]
+    axes = np.atleast_1d(np.asarray(ax, dtype=object)).ravel()
+    if len(axes) != n_axes:
+        raise ValueError(
+            f"ax must hold one Axes for each of {n_axes} {of}, got {len(axes)}. Choose as many "
+            f"{of.replace(' ', '_')}=[...], or leave ax=None."
+        )
+    return axes
+
+
+def label_grid(axes: Any, x: str, y: str, *, own: bool) -> None:
+    """Name the axes: of our ``own`` grid, the lowest in each column and the first in each row."""
+    for i, axis in enumerate(axes):
+        if not own or i + N_COLUMNS >= len(axes):
+            axis.set_xlabel(x, size=13)
+        if not own or i % N_COLUMNS == 0:
+            axis.set_ylabel(y, size=13)
+
+
 def finish(ax: Any) -> None:
     """Large enough to read at half size, and without lines that say nothing."""
     for axis in (ax.xaxis, ax.yaxis, *([ax.zaxis] if hasattr(ax, "zaxis") else [])):
@@ -73,6 +107,11 @@ def legend(ax: Any, handles: list[Any], *, beside: bool) -> None:
         handle.set(alpha=1.0, linewidth=max(handle.get_linewidth(), 2.0))
 
 
+def if_known(inputs: Any) -> dict[str, Any]:
+    """Known inputs as an argument of ``transform``, which a pipeline may not take."""
+    return {} if inputs is None else {"inputs": inputs}
+
+
 def as_trials(name: str, values: Any) -> list[Array]:
     """Trials (n_bins_i, n) of an array (n_trials, n_bins, n), a list, or one trial."""
     if isinstance(values, list | tuple) and len(values) and np.ndim(values[0]) == 2:
@@ -84,6 +123,21 @@ def as_trials(name: str, values: Any) -> list[Array]:
             f"one trial (n_bins, n); got shape {array.shape}."
         )
     return [array] if array.ndim == 2 else list(array)
+
+
+def one_label_each(labels: Any, n_trials: int) -> Any:
+    """Labels of all trials as an array; zeros if there are none."""
+    labels = np.zeros(n_trials) if labels is None else np.asarray(labels)
+    if len(labels) != n_trials:
+        raise ValueError(
+            f"labels must have one entry for each of {n_trials} trials, got {len(labels)}."
+        )
+    return labels
+
+
+def look(i: int) -> dict[str, str]:
+    """How lines of the label that comes at place ``i`` look."""
+    return {"color": COLOURS[i % len(COLOURS)], "ls": DASHES[i // len(COLOURS) % len(DASHES)]}
 
 
 def principal_axes(states: Array, n_axes: int) -> tuple[Array, Array]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..analysis._state_space import as_rows, as_state_space
-from ._style import FOUND, finish, new_axes, principal_axes
+from ._style import FOUND, finish, if_known, new_axes, principal_axes
 
 
 class VectorFieldDisplay:
@@ -51,7 +51,14 @@ class VectorFieldDisplay:
 
     @classmethod
     def from_estimator(
-        cls, estimator: Any, X: Any, *, plane: Any = None, grid: int = 40, ax: Any = None
+        cls,
+        estimator: Any,
+        X: Any,
+        *,
+        inputs: Any = None,
+        plane: Any = None,
+        grid: int = 40,
+        ax: Any = None,
     ) -> VectorFieldDisplay:
         """Infer latents and draw the dynamics in a plane through them.
 
@@ -61,6 +68,8 @@ class VectorFieldDisplay:
             Fitted, with at least 2 latents.
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts.
+        inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
+            Known inputs, if and only if the estimator was fitted with some.
         plane : tuple (origin, direction, direction), default=None
             Of vectors (dim,); None is the plane of the first two principal components.
         grid : int, default=40
@@ -73,7 +82,8 @@ class VectorFieldDisplay:
         VectorFieldDisplay
             With the artists.
         """
-        return cls(estimator, estimator.transform(X)).plot(ax=ax, plane=plane, grid=grid)
+        latents = estimator.transform(X, **if_known(inputs))
+        return cls(estimator, latents).plot(ax=ax, plane=plane, grid=grid)
 
     def plot(self, *, ax: Any = None, plane: Any = None, grid: int = 40) -> VectorFieldDisplay:
         """Draw; parameters as in `from_estimator`.
