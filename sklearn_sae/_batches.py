@@ -47,6 +47,15 @@ class Batch:
         mask = ~hidden if self.mask is None else self.mask & ~hidden
         return replace(self, counts=self.counts * mask, mask=mask)
 
+    def longer(self, n_bins: int) -> Batch:
+        """The same batch, up to ``n_bins`` at least, with bins in which nothing is observed."""
+        n_more = n_bins - len(self.counts)
+        if n_more <= 0:
+            return self
+        unseen = self.counts.new_zeros(n_more, *self.counts.shape[1:])
+        mask = torch.cat([self.observed(), unseen.bool()])
+        return replace(self, counts=torch.cat([self.counts, unseen]), mask=mask)
+
     def observed(self) -> Tensor:
         """The mask, also where everything was observed."""
         return torch.ones_like(self.counts, dtype=torch.bool) if self.mask is None else self.mask

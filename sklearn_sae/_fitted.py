@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,11 +31,23 @@ __all__ = ["FittedMixin"]
 
 
 def _infers_inputs(estimator: Any) -> bool:
-    return estimator.n_inferred_inputs > 0
+    if hasattr(estimator, "model_"):
+        inputs = estimator.model_.inputs
+        n_inferred = 0 if inputs is None else inputs.n_inferred
+    else:
+        n_inferred = estimator.n_inferred_inputs
+    if n_inferred == 0:
+        raise AttributeError(
+            "there are no inferred inputs: fit with n_inferred_inputs of 1 or more"
+        )
+    return True
 
 
 class FittedMixin:
     """Methods of an estimator that is fitted; how it is fitted is not their business."""
+
+    # Pipeline.score always routes it, as None, and asks that it be known.
+    __metadata_request__score: ClassVar = {"sample_weight": None}
 
     # Parameters, and what fit learns.
     device: str | torch.device
@@ -248,13 +260,12 @@ class FittedMixin:
         n_bins = check_count(n_bins, "n_bins")
         ahead = []
         for model, batch in self._batches(X, inputs, n_bins):
-            causes = self._infer(model, batch)
-            until = int(batch.lengths.max()) + n_bins
-            inferred = self._inferred(model, causes, len(batch.counts), n_bins)
-            causes = torch.cat([causes[: self._n_fitted_latents], inferred.flatten(0, 1)])
-            rates = model.rates(causes, until, batch.inputs).cpu().numpy()
+            # Bins to come are bins that were not observed, of which the dynamics still tell.
+            longer = batch.longer(int(batch.lengths.max()) + n_bins)
+            rates = model.likelihood.rates(self._output(model, self._infer(model, longer), longer))
             bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
-            ahead.append(rates[bins, :, np.arange(len(batch))[:, np.newaxis]])
+            rows = np.arange(len(batch))[:, np.newaxis]
+            ahead.append(rates.cpu().numpy()[bins, :, rows])
         return np.concatenate(ahead)
 
     def simulate(self, z0, n_bins, *, inputs=None):
@@ -361,28 +372,33 @@ class FittedMixin:
     @property
     def input_matrix_(self) -> np.ndarray:
         """By what the latents jump for each known input, ``(n_latents, n_inputs_in_)``."""
-        return self._inputs("input_matrix_").known.numpy()
+        if not getattr(self, "n_inputs_in_", 0):
+            raise AttributeError("there is no input_matrix_ before a fit with known inputs")
+        return self._inputs.known.numpy()
 
     @property
     def inferred_input_matrix_(self) -> np.ndarray:
         """Unit directions of the inferred inputs among latents, one per column."""
-        return self._inputs("inferred_input_matrix_").matrix().numpy()
+        _infers_inputs(self)
+        return self._inputs.matrix().numpy()
 
     @property
     def inferred_input_std_(self) -> np.ndarray:
         """Standard deviation of each inferred input, as learned; near zero it is not needed."""
-        return self._inputs("inferred_input_std_").variance.sqrt().numpy()
+        _infers_inputs(self)
+        return self._inputs.variance.sqrt().numpy()
 
     @property
     def inferred_input_correlation_(self) -> np.ndarray:
         """Correlation of each inferred input from one bin to the next, as learned."""
-        return self._inputs("inferred_input_correlation_").correlation.numpy()
+        _infers_inputs(self)
+        return self._inputs.correlation.numpy()
 
-    def _inputs(self, attribute: str) -> Inputs:
-        inputs = self.model_.inputs if hasattr(self, "model_") else None
-        if inputs is None:
-            raise AttributeError(f"{type(self).__name__} has {attribute} once fitted with inputs.")
-        return inputs
+    @property
+    def _inputs(self) -> Inputs:
+        if not hasattr(self, "model_") or self.model_.inputs is None:
+            raise AttributeError("inputs are learned by fit")
+        return self.model_.inputs
 
     def _null_rates(self, device: torch.device) -> Tensor:
         return torch.from_numpy(self.null_rates_).float().to(device)

@@ -11,13 +11,15 @@ from ._likelihood import log_likelihood
 from ._model import SequentialAutoencoder
 from ._prior import Prior
 
-__all__ = ["best_start", "refine", "trials_at_once"]
+__all__ = ["FIRST_DAMPING", "best_start", "refine", "trials_at_once"]
 
 #: Numbers a refinement may hold at a time (256 MB in float32).
 MOST_VALUES = 64_000_000
 MOST_CANDIDATES = 1500
 MOST_CANDIDATES_UNDER_INPUTS = 30
 MOST_TRIALS = 512
+FIRST_DAMPING = 1e-2
+LARGEST_DAMPING = 1e4
 
 
 def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor) -> Tensor:
@@ -75,6 +77,7 @@ def refine(
     *,
     max_iter: int,
     tol: float = 1e-3,
+    damping: Tensor | None = None,
 ) -> Tensor:
     """Climb every trial's log-posterior from ``causes`` ``(n_causes, n_trials)``.
 
@@ -83,10 +86,14 @@ def refine(
     Hessian, damped. A trial's damping falls when its step helped and rises when it did not
     (Levenberg 1944, Marquardt 1963); no trial ever gets worse. A trial is done when a step gains
     less than ``tol`` nats.
+
+    A caller who goes on after a few iterations gives ``damping`` ``(n_trials,)``, which is changed
+    in place: a trial that needs small steps would otherwise never take one.
     """
     n_bins, n_trials = len(batch.counts), causes.shape[1]
     causes = model.with_inputs(causes, n_bins)
-    damping = torch.full((n_trials,), 1e-2, dtype=causes.dtype, device=causes.device)
+    if damping is None:
+        damping = causes.new_full((n_trials,), FIRST_DAMPING)
 
     def posterior(causes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latents = model.rollout(causes, n_bins, batch.inputs)
@@ -98,6 +105,8 @@ def refine(
     value, latents, output = posterior(causes)
     active = torch.ones_like(damping, dtype=torch.bool)
     for _ in range(max_iter):
+        if not bool(active.any()):
+            break
         expansion = Expansion(model, prior, batch, causes, latents, output, damping)
         proposal = causes + expansion.newton_step().nan_to_num()
         new_value, new_latents, new_output = posterior(proposal)
@@ -108,8 +117,6 @@ def refine(
         latents = torch.where(better, new_latents, latents)
         output = torch.where(better, new_output, output)
         # Each trial stops on its own account, so that its result does not depend on its batch.
-        active = active & ~(better & (gain < tol)) & (damping < 1e4)
-        if not bool(active.any()):
-            break
-        damping = torch.where(better, damping / 5, damping * 8).clamp(min=1e-7)
+        active = active & ~(better & (gain < tol)) & (damping < LARGEST_DAMPING)
+        damping.copy_(torch.where(better, damping / 5, damping * 8).clamp(1e-7, LARGEST_DAMPING))
     return causes

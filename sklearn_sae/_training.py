@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ._batches import Batch, Trials
 from ._encoder import Encoder, drop, hide_at_random
 from ._expansion import Expansion
-from ._inference import refine, trials_at_once
+from ._inference import FIRST_DAMPING, refine, trials_at_once
 from ._inputs import InputStatistics
 from ._likelihood import mean_loss
 from ._model import SequentialAutoencoder
@@ -109,6 +109,7 @@ class FreeInitialConditions(InitialConditions):
         self.adam = RowAdam(self.z0)
         self.dropout, self.generator = dropout, generator
         self.inputs_join = inputs_join
+        self.damping = z0.new_full((len(z0),), FIRST_DAMPING)
         self.epochs_between_steps = max(10, 2 * self.n_latents)
         self._leaf = self.table
 
@@ -176,9 +177,11 @@ class FreeInitialConditions(InitialConditions):
         sums = None
         for batch in self.trials.chunks(size, self.table.device, horizon):
             causes = table[batch.rows].T.contiguous()
-            causes = refine(self.model, prior, batch, causes, max_iter=1)
+            damping = self.damping[batch.rows] if self.inferring else None
+            causes = refine(self.model, prior, batch, causes, max_iter=1, damping=damping)
             table[batch.rows] = causes.T
-            if self.inferring:
+            if damping is not None:
+                self.damping[batch.rows] = damping
                 latents = self.model.rollout(causes, horizon, batch.inputs)
                 output = self.model.readout(latents)
                 expansion = Expansion(self.model, prior, batch, causes, latents, output)
@@ -190,10 +193,11 @@ class FreeInitialConditions(InitialConditions):
         return []
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"table": self.table, **self.adam.state_dict()}
+        return {"table": self.table, "damping": self.damping, **self.adam.state_dict()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.table.copy_(state["table"])
+        self.damping.copy_(state["damping"])
         self.adam.load_state_dict(state)
 
 

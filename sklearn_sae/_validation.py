@@ -27,6 +27,7 @@ __all__ = [
 CHUNK = 8_000_000
 #: Up to here a float32 holds every whole number.
 LARGEST_COUNT = 2**24
+LARGEST_INPUT = 1e6
 
 
 def check_trials(
@@ -155,7 +156,19 @@ def _check_list(X: Any, name: str) -> list[np.ndarray]:
 
 def _check_inputs(inputs: Any, data: np.ndarray | list[np.ndarray], n_ahead: int) -> np.ndarray:
     """Known inputs as one float32 array; zeros follow those of shorter trials."""
-    arrays = [_as_numbers(trial, f"inputs[{i}]") for i, trial in enumerate(inputs)]
+    inputs = _as_numpy(inputs, "inputs")
+    if not isinstance(inputs, list | tuple):
+        inputs = _as_numbers(inputs, "inputs")
+        if inputs.ndim != 3:
+            hint = " For a single input, pass inputs[..., np.newaxis]." if inputs.ndim == 2 else ""
+            raise ValueError(
+                "inputs must be a 3D array (n_trials, n_bins, n_inputs), or a list of arrays "
+                f"(n_bins, n_inputs); got an array of shape {inputs.shape}.{hint}"
+            )
+    arrays = [
+        _as_numbers(_as_numpy(trial, f"inputs[{i}]"), f"inputs[{i}]")
+        for i, trial in enumerate(inputs)
+    ]
     if len(arrays) != len(data):
         raise ValueError(
             f"X has {len(data)} trials, but inputs are those of {len(arrays)}. Pass one array "
@@ -174,10 +187,10 @@ def _check_inputs(inputs: Any, data: np.ndarray | list[np.ndarray], n_ahead: int
                 f"row for each of the {len(trial)} bins of X[{i}]{further}, and as many inputs as "
                 f"inputs[0].{hint}"
             )
-        if not np.isfinite(array).all():
+        if not (np.abs(array) < LARGEST_INPUT).all():
             raise ValueError(
-                f"inputs[{i}] holds NaN or infinity. Known inputs are known in every bin: put in "
-                "what acted, or 0."
+                f"inputs[{i}] holds NaN, or values beyond {LARGEST_INPUT:g}. Known inputs are "
+                "known in every bin: put in what acted, or 0; and scale them to about 1."
             )
         known[i, : len(array)] = array
     return known

@@ -52,6 +52,7 @@ COMMON_EFFECTS = {
     "optimizer": ({}, "adam"),
     "learning_rate": ({}, 0.02),
     "learning_rate_schedule": ({}, "constant"),
+    "n_inferred_inputs": ({}, 2),
     "weight_decay": ({}, 1.0),
     "clip_norm": ({}, 0.01),
     "batch_size": ({}, 24),
