@@ -4,10 +4,12 @@ python benchmarks/recordings.py --macaque FILE.npz --rat FILE.npz [--out RESULTS
 python benchmarks/recordings.py --quick    simulated stand-ins of both, to check that it runs
 
 macaque  `spikes` (n_trials, n_bins, n_neurons), movement from `onset_bin`, and `target` of each
-         trial. For two splits into 80 % training and 20 % test trials, n_latents and weight_decay
-         are chosen by cross-validated co-smoothing within the training trials. On test trials:
-         co-smoothing with each quarter of the neurons held out once, against each neuron's mean
-         there; and the target, decoded from the latents and from counts after movement onset.
+         trial. For two splits into 80 % training and 20 % test trials, n_latents (autonomous
+         dynamics), or n_latents and n_inferred_inputs, are chosen by cross-validated co-smoothing
+         within the training trials. On test trials: co-smoothing with each quarter of the neurons
+         held out once, against each neuron's mean there; and the target, decoded from the latents
+         and from counts after movement onset. At last, for one split, co-smoothing as the number of
+         inferred inputs grows.
 rat      `spikes` (n_bins, n_neurons) of one continuous session and `pos_xy` (n_bins, 2). The model
          learns from windows of the first three quarters; all windows are merged back. Is a step
          between bins larger at a seam than elsewhere? What do latents say about the position in
@@ -20,6 +22,7 @@ import argparse
 import csv
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,11 +40,27 @@ from sklearn_sae.io import chop, merge
 from sklearn_sae.metrics import bits_per_spike, co_smoothing_rates
 
 RESULTS = Path(__file__).parent / "results"
-GRID = {"n_latents": [8, 16, 24], "weight_decay": [0.0, 0.3]}
+MODELS = {
+    "NODESAE": {"n_latents": [16, 24], "weight_decay": [0.3]},
+    "NODESAE, inferred inputs": {
+        "n_latents": [16, 24],
+        "n_inferred_inputs": [8, 16],
+        "weight_decay": [0.3],
+    },
+}
+GROWTH = {"n_latents": 16, "weight_decay": 0.3}
+N_INFERRED = (1, 2, 4, 8, 16)
 RAT = {"n_latents": 16, "weight_decay": 0.3, "max_epochs": 150}
 WINDOW, OVERLAP = 50, 25
 WIDTHS = (0, 5, 12, 25, 50, 100, 200)  # bins
-QUICK = {"macaque": {"grid": {"n_latents": [2, 3]}, "max_epochs": 2}, "rat": {"max_epochs": 2}}
+QUICK = {
+    "macaque": {
+        "models": {"NODESAE": {"n_latents": [2, 3]}, "driven": {"n_inferred_inputs": [1]}},
+        "n_inferred": (1,),
+        "max_epochs": 2,
+    },
+    "rat": {"max_epochs": 2},
+}
 
 
 def main(macaque, rat, quick, out):
@@ -95,58 +114,48 @@ def stand_in(name):
 # ---------------------------------------------------------------------------------- macaque
 
 
-def trials(spikes, target, onset, report, grid=GRID, **options):
+def trials(spikes, target, onset, report, models=MODELS, n_inferred=N_INFERRED, **options):
     for seed in (0, 1):
         train, test = train_test_split(
             np.arange(len(spikes)), test_size=0.2, stratify=target, random_state=seed
         )
-        start = time.perf_counter()
-        search = GridSearchCV(
-            NODESAE(random_state=0, **options),
-            grid,
-            scoring=co_smoothing,
-            cv=StratifiedKFold(4, shuffle=True, random_state=0),
-            error_score="raise",
-        ).fit(spikes[train], target[train])
-        print(f"{search.best_params_} in {time.perf_counter() - start:.0f} s")
-        sae = search.best_estimator_
-        shared = {"seed": seed, "n_latents": sae.n_latents}
-
         parts = np.array_split(np.random.default_rng(seed).permutation(spikes.shape[2]), 4)
+        bits = partial(report, "macaque", "co-smoothing (bits per spike)", seed=seed)
+        share = partial(report, "macaque", "target decoded (share)", seed=seed)
+
+        def co_smoothed(sae, test=test, parts=parts):
+            return bits_per_spike(co_smoothing_rates(sae, spikes[test], parts=parts), spikes[test])
+
+        def decoded(features, train=train, test=test):
+            decoder = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+            return decoder.fit(features[train], target[train]).score(features[test], target[test])
+
         conditions, means = np.unique(target), []
         for condition in conditions:
             means.append(spikes[train][target[train] == condition].mean(axis=0))
-        for method, rates in (
-            (
-                "mean over training trials",
-                np.broadcast_to(spikes[train].mean(axis=0), spikes[test].shape),
-            ),
-            (
-                "mean over those of its target",
-                np.array(means)[np.searchsorted(conditions, target[test])],
-            ),
-            ("NODESAE", co_smoothing_rates(sae, spikes[test], parts=parts)),
-        ):
-            report(
-                "macaque",
-                "co-smoothing (bits per spike)",
-                method,
-                bits_per_spike(rates, spikes[test]),
-                **shared,
-            )
-        for method, features in (
-            ("counts after movement onset", spikes[:, onset:].mean(axis=1)),
-            ("NODESAE latents", windows(sae.transform(spikes))),
-        ):
-            decoder = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-            decoder.fit(features[train], target[train])
-            report(
-                "macaque",
-                "target decoded (share)",
-                method,
-                decoder.score(features[test], target[test]),
-                **shared,
-            )
+        mean = np.broadcast_to(spikes[train].mean(axis=0), spikes[test].shape)
+        of_target = np.array(means)[np.searchsorted(conditions, target[test])]
+        bits("mean over training trials", bits_per_spike(mean, spikes[test]))
+        bits("mean over those of its target", bits_per_spike(of_target, spikes[test]))
+        share("counts after movement onset", decoded(spikes[:, onset:].mean(axis=1)))
+        for name, grid in models.items():
+            start = time.perf_counter()
+            search = GridSearchCV(
+                NODESAE(random_state=0, **options),
+                grid,
+                scoring=co_smoothing,
+                cv=StratifiedKFold(3, shuffle=True, random_state=0),
+                error_score="raise",
+            ).fit(spikes[train], target[train])
+            print(f"{search.best_params_} in {time.perf_counter() - start:.0f} s")
+            sae = search.best_estimator_
+            bits(name, co_smoothed(sae), n_latents=sae.n_latents)
+            latents = windows(sae.transform(spikes))
+            share(f"{name}: latents", decoded(latents), n_latents=sae.n_latents)
+        for n in n_inferred if seed == 0 else ():
+            sae = NODESAE(random_state=0, n_inferred_inputs=n, **GROWTH | options)
+            sae.fit(spikes[train])
+            bits(f"NODESAE, {n} inferred input(s)", co_smoothed(sae), n_latents=sae.n_latents)
 
 
 def co_smoothing(estimator, spikes, y=None):
