@@ -47,6 +47,17 @@ class Batch:
         mask = ~hidden if self.mask is None else self.mask & ~hidden
         return replace(self, counts=self.counts * mask, mask=mask)
 
+    def only(self, trials: Tensor) -> Batch:
+        """Some of the trials, by their positions in the batch."""
+        positions = trials.cpu().numpy()
+        return Batch(
+            self.counts[..., trials],
+            None if self.mask is None else self.mask[..., trials],
+            self.lengths[positions],
+            self.rows[positions],
+            None if self.inputs is None else self.inputs[..., trials],
+        )
+
     def longer(self, n_bins: int) -> Batch:
         """The same batch, up to ``n_bins`` at least, with bins in which nothing is observed."""
         n_more = n_bins - len(self.counts)

@@ -20,6 +20,8 @@ MOST_CANDIDATES_UNDER_INPUTS = 30
 MOST_TRIALS = 512
 FIRST_DAMPING = 1e-2
 LARGEST_DAMPING = 1e4
+#: Once no more than this share of the trials is left, the others are put aside: it costs a rollout.
+FEW = 0.6
 
 
 def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor) -> Tensor:
@@ -104,8 +106,21 @@ def refine(
 
     value, latents, output = posterior(causes)
     active = torch.ones_like(damping, dtype=torch.bool)
-    for _ in range(max_iter):
-        if not bool(active.any()):
+    for n_done in range(max_iter):
+        if active.sum() <= FEW * n_trials:
+            rest = active.nonzero()[:, 0]
+            if len(rest):
+                of_rest, left = damping[rest], max_iter - n_done
+                causes[:, rest] = refine(
+                    model,
+                    prior,
+                    batch.only(rest),
+                    causes[:, rest],
+                    max_iter=left,
+                    tol=tol,
+                    damping=of_rest,
+                )
+                damping[rest] = of_rest
             break
         expansion = Expansion(model, prior, batch, causes, latents, output, damping)
         proposal = causes + expansion.newton_step().nan_to_num()

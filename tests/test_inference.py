@@ -284,6 +284,21 @@ def test_a_good_trial_stops_early(monkeypatch):
     assert len(calls) <= 2
 
 
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_trials_that_are_done_cost_nothing(monkeypatch, missing):
+    model, prior, batch, z0 = make_problem(n_trials=10, missing=missing)
+    optimum = refine(model, prior, batch, z0, max_iter=50, tol=1e-9)
+    start = torch.cat([optimum[:, :8] + 1e-4, z0[:, 8:]], dim=1)
+    sizes, original = [], _inference.Expansion
+    monkeypatch.setattr(
+        _inference, "Expansion", lambda *args: sizes.append(len(args[2])) or original(*args)
+    )
+    refined = refine(model, prior, batch, start, max_iter=50)
+    assert sizes[0] == 10
+    assert max(sizes[2:]) <= 2
+    torch.testing.assert_close(refined, optimum, rtol=1e-2, atol=1e-2)
+
+
 class Doubling(Dynamics):
     """Every bin doubles the latents: after 128 bins they have left float32."""
 
