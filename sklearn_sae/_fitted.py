@@ -102,7 +102,8 @@ class FittedMixin:
             m sqrt((exp(v) - 1) exp(v)), v being the variance of the log-rate: what the trial's
             spikes leave open (Laplace approximation) and ``model_variance_``. With
             ``likelihood="gaussian"`` it is Gaussian. The noise of the data around the rate is not
-            part of it. With inferred inputs the predicted rate is the posterior's mean.
+            part of it. With inferred inputs the rate given is the posterior's mean,
+            m exp(w / 2), w being v without ``model_variance_``.
         inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
             Known inputs, if and only if ``fit`` had them.
 
