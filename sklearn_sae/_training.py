@@ -193,11 +193,13 @@ class FreeInitialConditions(InitialConditions):
         return []
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"table": self.table, "damping": self.damping, **self.adam.state_dict()}
+        state = {"table": self.table, **self.adam.state_dict()}
+        return state | {"damping": self.damping} if self.inferring else state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.table.copy_(state["table"])
-        self.damping.copy_(state["damping"])
+        if "damping" in state:
+            self.damping.copy_(state["damping"])
         self.adam.load_state_dict(state)
 
 

@@ -30,7 +30,7 @@ class Flat:
     Two, because dynamics need two. What comes out is that of the first bin.
     """
 
-    def fit(self, X, y=None):
+    def fit(self, X, y=None, *, inputs=None):
         _check_feature_names(self, X, reset=True)
         trials = as_trials(X)
         try:
@@ -40,7 +40,7 @@ class Flat:
             message = str(error).replace(str(np.shape(trials)), str(np.shape(X)))
             raise type(error)(message) from error
 
-    def transform(self, X):
+    def transform(self, X, *, inputs=None):
         return self._first_bin(super().transform, X)
 
     def predict(self, X):

@@ -118,6 +118,7 @@ BAD_PARAMETERS = {
     "activation": ["sine", None],
     "encoder_size": [0],
     "likelihood": ["bernoulli", None],
+    "n_inferred_inputs": [-1, 1.0, None],
     "inference": ["encoder"],
     "max_refine_iter": [-1],
     "dropout": [-0.1, 1.0],
