@@ -193,10 +193,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             batches = training.chunks(
                 trials_at_once(self.model_, training.n_bins), torch.device("cpu")
             )
-            z0 = torch.cat(
-                [self._infer(self.model_, batch)[: self._n_fitted_latents] for batch in batches],
-                dim=1,
-            ).T
+            causes = torch.cat([self._infer(self.model_, batch) for batch in batches], dim=1).T
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)
         try:
@@ -208,7 +205,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 "inference, likelihood, n_inferred_inputs or cell). Set it back, or set "
                 "warm_start=False to start afresh."
             ) from error
-        return model, z0.contiguous()
+        return model, causes.contiguous()
 
     def _build_model(
         self, generator: torch.Generator | None, likelihood: Likelihood | None = None

@@ -202,7 +202,7 @@ def _difference(found: dict, wanted: dict) -> str | None:
     if found["shape"] != wanted["shape"]:
         return f"to X of shape {(*found['shape'],)}; this X has {(*wanted['shape'],)}"
     if found["spikes"] != wanted["spikes"]:
-        return "to other spikes of the same shape"
+        return "to other spikes or inputs of the same shape"
     if found["start"] != wanted["start"]:
         return "that began from other weights (warm_start)"
     return None

@@ -11,6 +11,7 @@ from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
 from ._prior import Prior
 from ._training import Record
+from ._uncertainty import mean_output
 
 __all__ = ["EarlyStopping", "ValidationScore"]
 
@@ -37,17 +38,28 @@ class ValidationScore:
         else:
             assert self.model.encoder is not None
             causes = self.model.encoder(self.seen)
-        output = self.model.output(causes, len(self.batch.counts), self.batch.inputs)
+        if self.inferring:
+            assert self.table is not None
+            prior = Prior.from_samples(self.table, self.model.inputs)
+            output = mean_output(self.model, prior, self.seen, causes)
+        else:
+            output = self.model.output(causes, len(self.batch.counts), self.batch.inputs)
         gain, n_units = bits_gained(
             self.model.likelihood, output, self.null_rates, self.batch, self.hidden
         )
         return float(gain / n_units.clamp(min=1))
 
+    @property
+    def inferring(self) -> bool:
+        return self.model.inputs is not None and self.model.inputs.inferring
+
     def _follow(self, table: Tensor) -> Tensor:
         prior = Prior.from_samples(table, self.model.inputs)
         if self.causes is None:
             self.causes = best_start(self.model, prior, self.seen, table.T)
-        self.causes = refine(self.model, prior, self.seen, self.causes, max_iter=2)
+        # Inputs that are new, or of which the prior has changed, take more.
+        max_iter = 5 if self.inferring else 2
+        self.causes = refine(self.model, prior, self.seen, self.causes, max_iter=max_iter)
         return self.causes
 
 

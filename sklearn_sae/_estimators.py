@@ -255,6 +255,15 @@ class NODESAE(BaseSAE):
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
         The best of them; only if ``early_stopping``.
+    n_inputs_in_ : int
+        Number of known inputs in ``fit``.
+    input_matrix_ : ndarray of shape (n_latents, n_inputs_in_)
+        By what the latents jump for each known input; only if ``fit`` had any.
+    inferred_input_matrix_ : ndarray of shape (n_latents, n_inferred_inputs)
+        Unit directions of the inferred inputs among latents; only if there are any.
+    inferred_input_std_, inferred_input_correlation_ : ndarray of shape (n_inferred_inputs,)
+        Their prior: standard deviation, near 0 for inputs that are not needed, and correlation from
+        bin to bin.
     n_features_in_ : int
         Number of neurons.
 
@@ -577,6 +586,15 @@ class RNNSAE(BaseSAE):
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
         The best of them; only if ``early_stopping``.
+    n_inputs_in_ : int
+        Number of known inputs in ``fit``.
+    input_matrix_ : ndarray of shape (n_latents, n_inputs_in_)
+        By what the latents jump for each known input; only if ``fit`` had any.
+    inferred_input_matrix_ : ndarray of shape (n_latents, n_inferred_inputs)
+        Unit directions of the inferred inputs among latents; only if there are any.
+    inferred_input_std_, inferred_input_correlation_ : ndarray of shape (n_inferred_inputs,)
+        Their prior: standard deviation, near 0 for inputs that are not needed, and correlation from
+        bin to bin.
     n_features_in_ : int
         Number of neurons.
 

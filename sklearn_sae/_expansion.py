@@ -66,6 +66,7 @@ class Expansion:
     ) -> None:
         self.n_bins, self.n_latents, self.n_trials = latents.shape
         self.inputs = model.inputs
+        self.lengths = torch.as_tensor(batch.lengths, device=latents.device)
         inferred = model.inferred_inputs(causes, self.n_bins)
         self.inferred = inferred
         self.n_inputs = 0 if inferred is None else inferred.shape[1]
@@ -108,7 +109,7 @@ class Expansion:
         return torch.stack(found, dim=1)
 
     def input_statistics(self) -> InputStatistics:
-        """Sums over all trials and bins of the batch, of which the inputs' prior is learned."""
+        """Sums, up to each trial's last observed bin, of which the inputs' prior is learned."""
         assert self.inputs is not None and self.inferred is not None
         inputs, n_latents = self.inputs, self.n_latents
         covariances = self.covariances()
@@ -127,14 +128,21 @@ class Expansion:
             [own[:, :1] / inputs.variance, news / inputs.innovation_std**2], dim=1
         )
         u = self.inferred.permute(2, 0, 1)
-        innovations = inputs.innovations(self.inferred)
+        innovations = inputs.innovations(self.inferred).permute(2, 0, 1)
+        # An input moves the bin that follows; beyond the last, everything may overflow.
+        bins = torch.arange(1, self.n_bins, device=u.device)
+        within = (bins < self.lengths[:, None])[..., None]
+
+        def total(values: Tensor, where: Tensor) -> Tensor:
+            return values.masked_fill(~where, 0.0).sum((0, 1))
+
         return InputStatistics(
-            innovations.square().sum((0, 2)),
-            (1 - open_share).sum((0, 1)),
-            (own + u**2).sum((0, 1)),
-            (with_next + u[:, 1:] * u[:, :-1]).sum((0, 1)),
-            u[..., 0].numel(),
-            u[:, 1:, 0].numel(),
+            total(innovations.square(), within),
+            total(1 - open_share, within),
+            total(own + u**2, within),
+            total(with_next + u[:, 1:] * u[:, :-1], within[:, 1:]),
+            int(within.sum()),
+            int(within[:, 1:].sum()),
         )
 
     # ------------------------------------------------------------------ the two passes

@@ -103,7 +103,8 @@ class FittedMixin:
             spikes leave open (Laplace approximation) and ``model_variance_``. With
             ``likelihood="gaussian"`` it is Gaussian. The noise of the data around the rate is not
             part of it. With inferred inputs the rate given is the posterior's mean,
-            m exp(w / 2), w being v without ``model_variance_``.
+            m exp(w / 2), w being v without ``model_variance_``, and 0.25 at most: beyond, the
+            approximation says little.
         inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
             Known inputs, if and only if ``fit`` had them.
 
@@ -375,25 +376,25 @@ class FittedMixin:
         """By what the latents jump for each known input, ``(n_latents, n_inputs_in_)``."""
         if not getattr(self, "n_inputs_in_", 0):
             raise AttributeError("there is no input_matrix_ before a fit with known inputs")
-        return self._inputs.known.numpy()
+        return self._inputs.known.numpy().copy()
 
     @property
     def inferred_input_matrix_(self) -> np.ndarray:
         """Unit directions of the inferred inputs among latents, one per column."""
         _infers_inputs(self)
-        return self._inputs.matrix().numpy()
+        return self._inputs.matrix().numpy().copy()
 
     @property
     def inferred_input_std_(self) -> np.ndarray:
         """Standard deviation of each inferred input, as learned; near zero it is not needed."""
         _infers_inputs(self)
-        return self._inputs.variance.sqrt().numpy()
+        return self._inputs.variance.sqrt().numpy().copy()
 
     @property
     def inferred_input_correlation_(self) -> np.ndarray:
         """Correlation of each inferred input from one bin to the next, as learned."""
         _infers_inputs(self)
-        return self._inputs.correlation.numpy()
+        return self._inputs.correlation.numpy().copy()
 
     @property
     def _inputs(self) -> Inputs:
@@ -414,27 +415,29 @@ class FittedMixin:
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         with torch.no_grad():
-            for batch in trials.chunks(trials_at_once(model, trials.n_bins), device):
+            for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
                 yield model, batch
 
     def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
         """Causes ``(n_causes, n_trials)``."""
         if model.encoder is not None:
             return model.encoder(batch)
-        table, prior = self._learned_initial_conditions(batch.counts.device)
+        table, prior = self._learned_initial_conditions(model, batch.counts.device)
         start = best_start(model, prior, batch, table.T)
         return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
 
-    def _learned_initial_conditions(self, device: torch.device) -> tuple[Tensor, Prior]:
+    def _learned_initial_conditions(
+        self, model: SequentialAutoencoder, device: torch.device
+    ) -> tuple[Tensor, Prior]:
         """Those of the training trials, one per row, and the prior they make for others."""
         table = torch.from_numpy(self.training_initial_conditions_).to(device)
-        return table, Prior.from_samples(table, self.model_.inputs)
+        return table, Prior.from_samples(table, model.inputs)
 
     def _output(self, model: SequentialAutoencoder, causes: Tensor, batch: Batch) -> Tensor:
         """The readout's output, of posterior means if there are inferred inputs."""
         if model.inputs is None or not model.inputs.inferring:
             return model.output(causes, len(batch.counts), batch.inputs)
-        _, prior = self._learned_initial_conditions(batch.counts.device)
+        _, prior = self._learned_initial_conditions(model, batch.counts.device)
         return mean_output(model, prior, batch, causes)
 
     @staticmethod
@@ -470,12 +473,12 @@ class FittedMixin:
                 'does not give: this model was fitted with inference="amortized". Fit with '
                 'inference="semi-amortized".'
             )
-        _, prior = self._learned_initial_conditions(check_device(self.device))
-        both = self._per_bin(
-            X,
-            inputs,
-            lambda model, causes, batch: compute(model, prior, self.model_variance_, batch, causes),
-        )
+
+        def both_of(model: SequentialAutoencoder, causes: Tensor, batch: Batch) -> Tensor:
+            _, prior = self._learned_initial_conditions(model, batch.counts.device)
+            return compute(model, prior, self.model_variance_, batch, causes)
+
+        both = self._per_bin(X, inputs, both_of)
         if not isinstance(both, list):
             values, std = np.split(both, 2, axis=-1)
             return values, std

@@ -122,15 +122,16 @@ class Inputs(nn.Module):
 
         The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
         of them that spikes determine. Unlike expectation maximisation, which has the same fixed
-        points, it is as fast where an input explains little. The correlation by expectation
-        maximisation. ``sparing`` variances stay below the best.
+        points, it is as fast where an input explains little. The correlation is that of
+        neighbouring bins, under the posterior. ``sparing`` variances stay below the best.
 
-        Returns by what inferred inputs are to be multiplied, so that they are not less likely than
-        before.
+        Returns by what inferred inputs are to be multiplied, so that a smaller variance does
+        not make them less likely.
         """
-        correlation = (sums.products / max(sums.n_products, 1)) / (sums.squares / sums.n_squares)
-        correlation = correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION)
-        self.correlation.copy_(torch.where(correlation.isnan(), self.correlation, correlation))
+        if sums.n_products:
+            correlation = (sums.products / sums.n_products) / (sums.squares / sums.n_squares)
+            correlation = correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION)
+            self.correlation.copy_(torch.where(correlation.isnan(), self.correlation, correlation))
         factor = sums.squared_innovations / sums.determined.clamp(min=1e-6)
         if sparing:
             factor = SPARING * factor

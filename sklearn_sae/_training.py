@@ -103,7 +103,7 @@ class FreeInitialConditions(InitialConditions):
         generator: torch.Generator,
         inputs_join: int = 0,
     ) -> None:
-        self.n_latents = z0.shape[1]
+        self.n_latents = model.readout.n_latents
         self.table = self._with_room_for_inputs(z0, model, trials)
         self.model, self.trials = model, trials
         self.adam = RowAdam(self.z0)
@@ -116,7 +116,7 @@ class FreeInitialConditions(InitialConditions):
     @staticmethod
     def _with_room_for_inputs(z0: Tensor, model: SequentialAutoencoder, trials: Trials) -> Tensor:
         n_inferred = 0 if model.inputs is None else model.inputs.n_inferred
-        if n_inferred == 0:
+        if n_inferred == 0 or z0.shape[1] > model.readout.n_latents:
             return z0
         return torch.cat([z0, z0.new_zeros(len(z0), (trials.n_bins - 1) * n_inferred)], dim=1)
 
@@ -162,7 +162,7 @@ class FreeInitialConditions(InitialConditions):
             assert inputs is not None
             inputs.join()
         every = EPOCHS_BETWEEN_INPUTS if self.inferring else self.epochs_between_steps
-        if n_done % every:
+        if n_done % every or (self.inferring and horizon == 1):
             return
         statistics = self._gauss_newton(horizon)
         if statistics is not None:

@@ -24,6 +24,9 @@ __all__ = ["inputs_with_std", "latents_with_std", "mean_output", "model_variance
 #: exp(20) is as good as "nothing is known", and a float32 can still hold it.
 LARGEST_VARIANCE = 20.0
 LARGEST_SPREAD = 1e6
+#: Of variances that move posterior means. Where nothing is observed, linearised dynamics let them
+#: grow far beyond what the dynamics themselves would.
+LARGEST_SHIFT = 0.25
 #: So that 90 % intervals of rates cover 86 to 91 % on unseen trials, from rings of 30,000 spikes to
 #: chaotic systems of 1.5 million; on systems that it was not set with they cover 90 to 95 %.
 SPIKES_PER_WEIGHT = 400
@@ -49,7 +52,7 @@ def rates_with_std(
     with v the variance of the output. With inferred inputs the rate given is the posterior mean.
     """
     _, output, covariance = _laplace(model, prior, batch, causes)
-    v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
+    v = _output_variance(model, covariance).clamp(0, LARGEST_SHIFT)
     if model.inputs is not None and model.inputs.inferring:
         rates = model.likelihood.rates(model.likelihood.mean_output(output, v))
     else:
@@ -79,7 +82,7 @@ def inputs_with_std(
 def mean_output(model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor) -> Tensor:
     """The readout's output ``(n_bins, n_neurons, n_trials)`` whose rates are posterior means."""
     _, output, covariance = _laplace(model, prior, batch, causes)
-    v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
+    v = _output_variance(model, covariance).clamp(0, LARGEST_SHIFT)
     return model.likelihood.mean_output(output, v)
 
 

@@ -210,10 +210,10 @@ def check_simulated_inputs(
             else "inputs must be left out, as fit was without known inputs."
         )
     array = _as_numbers(inputs, "inputs")
-    if array.shape != (*shape, n_bins, n_inputs) or not np.isfinite(array).all():
+    if array.shape != (*shape, n_bins, n_inputs) or not (np.abs(array) < LARGEST_INPUT).all():
         raise ValueError(
-            f"inputs must be finite and of shape {(*shape, n_bins, n_inputs)}; got shape "
-            f"{array.shape}."
+            f"inputs must be below {LARGEST_INPUT:g}, of shape {(*shape, n_bins, n_inputs)}; got "
+            f"shape {array.shape}."
         )
     columns = array.reshape(-1, n_bins, n_inputs).transpose(1, 2, 0)
     return torch.from_numpy(columns.astype(np.float32))

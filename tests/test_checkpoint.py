@@ -407,10 +407,10 @@ def test_parameters_that_do_not_matter_may_change(est, left, spikes, writes, kep
 
 def test_other_spikes_are_refused(est, left, spikes):
     refused(est, spikes[:, :, :5], left, r"X of shape \(24, 12, 6\); this X has \(24, 12, 5\)")
-    refused(est, spikes[::-1], left, "to other spikes of the same shape")
+    refused(est, spikes[::-1], left, "to other spikes or inputs of the same shape")
     hole = spikes.astype(float)
     hole[tuple(np.argwhere(spikes == 0)[0])] = np.nan
-    refused(est, hole, left, "to other spikes of the same shape")
+    refused(est, hole, left, "to other spikes or inputs of the same shape")
 
 
 def test_the_same_spikes_may_come_in_another_container(est, left, spikes, writes):

@@ -1,5 +1,7 @@
 """Known and inferred inputs: their arithmetic against dense computations, and what fits find."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from test_inference import DYNAMICS, log_posterior, make_model, make_problem
 
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
+from sklearn_sae._batches import Batch
 from sklearn_sae._dynamics import NeuralODE
 from sklearn_sae._expansion import Expansion
 from sklearn_sae._explicit import TABLEAUS, rollout_mlp
@@ -430,6 +433,46 @@ def test_a_fit_with_inputs_goes_on_from_its_checkpoint(tmp_path, monkeypatch, st
     resumed = clone(est).fit(spikes, inputs=stimuli)
     for name, weight in plain.model_.state_dict().items():
         assert torch.equal(weight, resumed.model_.state_dict()[name]), name
+
+
+def test_warm_start_goes_on_with_the_inferred_inputs(pushed):
+    est, (spikes, *_) = pushed
+    settings = {"warm_start": True, "learning_rate": 1e-9, "max_epochs": 10, "horizon_growth": 0}
+    again = copy.deepcopy(est).set_params(**settings).fit(spikes[:90])
+    np.testing.assert_allclose(again.inferred_input_std_, est.inferred_input_std_, rtol=0.2)
+    assert again.model_variance_ < 2 * est.model_variance_ + 0.05
+
+
+def test_bins_after_the_end_of_a_trial_say_nothing_of_inputs():
+    model, prior, batch, causes = make_driven()
+    short = batch.only(torch.tensor([0, 1]))
+    mask = torch.ones_like(short.counts, dtype=torch.bool)
+    mask[7:] = False
+    cut = Batch(short.counts[:7], None, np.full(2, 7), short.rows)
+    padded = Batch(short.counts * mask, mask, np.full(2, 7), short.rows)
+    rows = 3 + N_INFERRED * 6
+    few = causes[:rows, :2]
+    u = few[3:].unflatten(0, (6, N_INFERRED))
+    longer = torch.cat([few[:3], model.inputs.continued(u, 5).flatten(0, 1)])
+    found = expand(model, prior, padded, longer).input_statistics()
+    latents = model.rollout(few, 7)
+    expansion = Expansion(model, prior, cut, few, latents, model.readout(latents))
+    expected = expansion.input_statistics()
+    for name in ("squared_innovations", "determined", "squares", "products"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert (found.n_squares, found.n_products) == (expected.n_squares, expected.n_products)
+
+
+def test_means_do_not_run_away_where_nothing_is_observed(pushed):
+    est, (spikes, *_) = pushed
+    ahead = est.forecast(spikes[90:], 100)
+    assert ahead.max() < 50 * spikes.max()
+
+
+def test_a_horizon_of_one_bin_leaves_inputs_alone():
+    spikes, *_ = pulse_driven(20, 12, 5)
+    est = NODESAE(**SMALL | {"max_epochs": 12}, n_inferred_inputs=1, horizon_start=1)
+    assert np.isfinite(est.set_params(horizon_step=20).fit(spikes).score(spikes))
 
 
 @pytest.mark.parametrize("likelihood", ["negative_binomial", "gaussian"])
