@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from ._newton import descend
+from ._newton import descend, polish
 from ._state_space import Array, StateSpace, as_rows, as_state_space
 
 __all__ = ["FixedPoints", "find_fixed_points"]
@@ -136,7 +136,7 @@ def find_fixed_points(
     tol: float = 1e-9,
     slow_tol: float = 0.1,
     unique_tol: float = 1e-3,
-    max_iter: int = 200,
+    max_iter: int = 100,
     discrete: bool | None = None,
     bin_size: float | None = None,
     bin_width: float | None = None,
@@ -168,7 +168,7 @@ def find_fixed_points(
         The same for slow points; 0 reports none.
     unique_tol : float, default=1e-3
         Points closer than this are one, in units of the radius.
-    max_iter : int, default=200
+    max_iter : int, default=100
         Most steps of a start.
     discrete : bool, default=None
         Whether to analyse the one-bin map instead of the vector field. None: vector field, if there
@@ -233,6 +233,8 @@ def find_fixed_points(
     first, counts = _unique(end.points[kept], end.speeds[kept], unique_tol * radius)
     points, speeds = end.points[kept][first], end.speeds[kept][first]
     slow = speeds > tol * typical
+    points[~slow] = polish(space, points[~slow])
+    speeds[~slow] = np.linalg.norm(space.velocity(points[~slow]), axis=1) if len(points) else 0
     distances = np.empty(0)
     if len(points):
         distances = np.asarray(cKDTree(states).query(points)[0]) / radius

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ._state_space import Array, StateSpace
 
-__all__ = ["Descent", "descend"]
+__all__ = ["Descent", "descend", "polish"]
 
 #: A step must promise to lower the squared speed by this share, or its state is at a minimum.
 LEAST_GAIN = 1e-9
@@ -59,9 +59,6 @@ def descend(space: StateSpace, starts: Array, radius: float, tol: float, max_ite
             jacobian[moved] = space.velocity_jacobian(z[moved])
         active[moved] = _finite(f[moved], jacobian[moved])
         damping[at] = np.where(better, np.maximum(damping[at] / 10, 1e-12), damping[at] * 8)
-    zeros = settled & (np.linalg.norm(f, axis=1) <= tol)
-    z[zeros] = _polish(space, z[zeros])
-    f[zeros] = space.velocity(z[zeros]) if zeros.any() else f[zeros]
     return Descent(z, np.linalg.norm(f, axis=1), settled)
 
 
@@ -75,7 +72,7 @@ def _damped_step(jacobian: Array, gradient: Array, damping: Array) -> Array:
     return -np.linalg.solve(curvature, gradient[..., None])[..., 0]
 
 
-def _polish(space: StateSpace, z: Array) -> Array:
+def polish(space: StateSpace, z: Array) -> Array:
     """Undamped Newton steps, kept only where they help: J'J loses half the digits of J."""
     for _ in range(N_POLISHING_STEPS if len(z) else 0):
         f = space.velocity(z)
