@@ -191,8 +191,11 @@ def session(spikes, position, report, **options):
         ("merged", whole, WINDOW - OVERLAP),
         ("windows end to end", np.concatenate(rates[::2]), WINDOW),
     ):
-        ratio = jump_at_seams(whole_rates[: len(spikes)], step)
-        report("rat", "step at seams / elsewhere", method, ratio, **shared)
+        whole_rates = whole_rates[: len(spikes)]
+        ratio = jump_at_seams(whole_rates, step)
+        report("rat", "step of rates at seams / elsewhere", method, ratio, **shared)
+        ratio = jump_at_seams(np.log(whole_rates), step)
+        report("rat", "step of log-rates, the same", method, ratio, **shared)
 
     merged = merge(latents, layout)
     known = np.isfinite(position).all(axis=1)
@@ -206,10 +209,14 @@ def session(spikes, position, report, **options):
         report("rat", "position decoded (R2)", method, r2, **shared)
 
 
-def jump_at_seams(rates, step):
-    """Mean change of log-rates from bin to bin where windows begin or end, over that elsewhere."""
-    change = np.abs(np.diff(np.log(rates), axis=0)).mean(axis=1)
-    seams = np.arange(step, len(rates), step) - 1
+def jump_at_seams(signals, step):
+    """Mean change from bin to bin where windows begin or end, over that elsewhere.
+
+    Each neuron's in units of its mean change.
+    """
+    change = np.abs(np.diff(signals, axis=0))
+    change = (change / change.mean(axis=0)).mean(axis=1)
+    seams = np.arange(step, len(signals), step) - 1
     return change[seams].mean() / np.delete(change, seams).mean()
 
 
