@@ -15,7 +15,8 @@ rat      `spikes` (n_bins, n_neurons) of one continuous session and `pos_xy` (n_
          between bins larger at a seam than elsewhere? What do latents say about the position in
          the last quarter, by ridge regression, beside smoothed counts?
 
-The recordings are not part of the package; whichever is not given is skipped.
+The recordings are not part of the package; whichever is not given is skipped, and its rows in the
+CSV are left.
 """
 
 import argparse
@@ -90,6 +91,10 @@ def main(macaque, rat, quick, out):
             run(*load(name, path), report)
     if rows:
         out.parent.mkdir(parents=True, exist_ok=True)
+        done = {row["recording"] for row in rows}
+        if out.exists():
+            with out.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if row["recording"] not in done] + rows
         with out.open("w", newline="") as file:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
@@ -146,6 +151,7 @@ def trials(spikes, target, onset, report, models=MODELS, n_inferred=N_INFERRED, 
                 scoring=co_smoothing,
                 cv=StratifiedKFold(3, shuffle=True, random_state=0),
                 error_score="raise",
+                n_jobs=2,
             ).fit(spikes[train], target[train])
             print(f"{search.best_params_} in {time.perf_counter() - start:.0f} s")
             sae = search.best_estimator_

@@ -117,16 +117,13 @@ class Inputs(nn.Module):
         return torch.cat([inferred, decay * inferred[-1:]])
 
     @torch.no_grad()
-    def learn_prior(self, sums: InputStatistics, sparing: bool) -> Tensor:
+    def learn_prior(self, sums: InputStatistics, sparing: bool) -> None:
         """Climb the evidence, given statistics of all training trials.
 
         The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
         of them that spikes determine. Unlike expectation maximisation, which has the same fixed
         points, it is as fast where an input explains little. The correlation is that of
         neighbouring bins, under the posterior. ``sparing`` variances stay below the best.
-
-        Returns by what inferred inputs are to be multiplied, so that a smaller variance does
-        not make them less likely.
         """
         if sums.n_products:
             correlation = (sums.products / sums.n_products) / (sums.squares / sums.n_squares)
@@ -136,6 +133,4 @@ class Inputs(nn.Module):
         if sparing:
             factor = SPARING * factor
         factor = factor.nan_to_num(nan=1.0).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
-        before = self.variance.clone()
         self.variance.mul_(factor).clamp_(min=SMALLEST_VARIANCE)
-        return (self.variance / before).sqrt().clamp(max=1.0)

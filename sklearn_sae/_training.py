@@ -167,8 +167,7 @@ class FreeInitialConditions(InitialConditions):
         statistics = self._gauss_newton(horizon)
         if statistics is not None:
             assert inputs is not None
-            scale = inputs.learn_prior(statistics, sparing=horizon < self.trials.n_bins)
-            self.table[:, self.n_latents :].unflatten(1, (-1, len(scale))).mul_(scale)
+            inputs.learn_prior(statistics, sparing=horizon < self.trials.n_bins)
 
     def _gauss_newton(self, horizon: int) -> InputStatistics | None:
         prior = Prior.from_samples(self.z0, self.model.inputs)

@@ -68,7 +68,7 @@ def test_merge_is_the_weighted_mean(sizes, n_bins, trailing):
         # The closer a bin is to either end of its window, the less the window counts.
         at = [(t - start, piece) for start, piece in zip(layout.starts, pieces, strict=True)]
         at = [(k, piece[k]) for k, piece in at if 0 <= k < window]
-        weights = [min(k + 1, window - k, overlap + 1) ** 3 for k, _ in at]
+        weights = [min(k + 1, window - k, overlap + 1) ** 4 for k, _ in at]
         expected = sum(w * x for w, (_, x) in zip(weights, at, strict=True)) / sum(weights)
         np.testing.assert_allclose(merged[t], expected, rtol=1e-12, atol=1e-12)
 
@@ -76,7 +76,7 @@ def test_merge_is_the_weighted_mean(sizes, n_bins, trailing):
 def test_a_ramp_from_one_window_to_the_next():
     layout = ChopLayout(n_bins=16, window=10, overlap=4)
     merged = merge([np.zeros(10), np.full(10, 5.0)], layout)
-    fade = [5 * k**3 / (k**3 + (5 - k) ** 3) for k in (1, 2, 3, 4)]
+    fade = [5 * k**4 / (k**4 + (5 - k) ** 4) for k in (1, 2, 3, 4)]
     np.testing.assert_allclose(merged, [0] * 6 + fade + [5] * 6, atol=1e-12)
 
 

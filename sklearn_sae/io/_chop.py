@@ -113,9 +113,9 @@ def merge(pieces: Sequence[ArrayLike] | NDArray[Any], layout: ChopLayout) -> NDA
 
     Where windows overlap, bins are averaged. A model is least sure of the bins at the ends of a
     window: the first hang on the initial condition alone, and at either end spikes are missing on
-    one side. So weights fall towards both ends, as the cube of the bins left to the end, over
-    ``overlap`` bins and one more, and each window fades into the next without a seam. They are
-    divided by their sum in each bin.
+    one side. So weights fall towards both ends, as the fourth power of the bins left to the end,
+    over ``overlap`` bins and one more, and each window fades into the next without a seam. They
+    are divided by their sum in each bin.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ def merge(pieces: Sequence[ArrayLike] | NDArray[Any], layout: ChopLayout) -> NDA
     >>> from sklearn_sae.io import chop, merge
     >>> _, layout = chop(np.zeros((6, 1)), window=4, overlap=2)
     >>> merge([np.zeros(4), np.full(4, 3.0)], layout)
-    array([0.        , 0.        , 0.33333333, 2.66666667, 3.        ,
+    array([0.        , 0.        , 0.17647059, 2.82352941, 3.        ,
            3.        ])
     """
     if not isinstance(layout, ChopLayout):
@@ -164,7 +164,7 @@ def merge(pieces: Sequence[ArrayLike] | NDArray[Any], layout: ChopLayout) -> NDA
         )
     ramp = np.minimum(np.arange(window) + 1, window - np.arange(window))
     # Linear ramps let through enough of the first bins, which may be far off, for steps to show.
-    weights = np.minimum(ramp, layout.overlap + 1).astype(float) ** 3
+    weights = np.minimum(ramp, layout.overlap + 1).astype(float) ** 4
     merged = np.zeros(
         (layout.n_bins, *arrays[0].shape[1:]),
         np.result_type(np.float32, *{x.dtype for x in arrays}),
