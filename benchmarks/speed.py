@@ -245,7 +245,7 @@ def measure_inference(data, est, report):
     spikes = data.spikes[data.validation][:N_TRIALS]
     ours = median_seconds(lambda: est.transform(spikes), 5)
     (model, batch), *_ = est._batches(spikes)
-    table, prior = est._learned_initial_conditions(CPU)
+    table, prior = est._learned_initial_conditions(model, CPU)
     with torch.no_grad():
         start = best_start(model, prior, batch, table.T)
 
