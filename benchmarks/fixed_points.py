@@ -14,13 +14,11 @@ orbit that the true one does not have, where long runs end in the course of time
 """
 
 import argparse
-import csv
-import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
+from _results import add_arguments, path_of, write
 
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae.analysis import find_fixed_points, lyapunov_spectrum, match_fixed_points
@@ -34,20 +32,13 @@ MODELS = [
     ("Lorenz", RNNSAE, 10),
 ]
 N_STARTS = 1024
-RESULTS = Path(__file__).parent / "results"
 
 
 def main(quick, out):
     rows = []
     for name, model, n_latents in MODELS[1:4] if quick else MODELS:
         rows += measure(name, model, n_latents, quick)
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"Saved {path}")
+    write(out, rows)
 
 
 def measure(name, model, n_latents, quick):
@@ -168,10 +159,6 @@ def paper_procedure(est, starts, n_iterations):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny fits, to check that it runs")
-    parser.add_argument(
-        "--out", help="default: benchmarks/results/fixed_points.csv; a temporary folder if quick"
-    )
+    add_arguments(parser)
     arguments = parser.parse_args()
-    folder = tempfile.mkdtemp(prefix="fixed-points-quick-") if arguments.quick else RESULTS
-    main(arguments.quick, arguments.out or Path(folder) / "fixed_points.csv")
+    main(arguments.quick, path_of("fixed_points", arguments))

@@ -10,7 +10,6 @@ of the process is, Python and torch included.
 """
 
 import argparse
-import csv
 import resource
 import subprocess
 import sys
@@ -21,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _results import add_arguments, path_of, write
 
 from sklearn_sae import NODESAE, __version__
 
-RESULTS = Path(__file__).parent / "results"
 #: Trials, bins, neurons.
 LARGE, LARGE_QUICK = (20_000, 200, 500), (400, 40, 50)
 
@@ -94,11 +93,7 @@ def fit_mapped(path, out):
         "beyond it {imported_megabytes} MB after imports, at most {peak_megabytes} MB in one epoch "
         "of fit, which took {processor_seconds} s of processors".format(**row)
     )
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, row, lineterminator="\n")
-        writer.writeheader()
-        writer.writerow(row)
-    print(f"Saved {out}")
+    write(out, [row])
 
 
 class Peak:
@@ -131,15 +126,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
+    add_arguments(parser)
     parser.add_argument("--large", action="store_true", help="a memory-mapped file of 2 GB")
     parser.add_argument("--fit", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/memory.csv")
     arguments = parser.parse_args()
     if arguments.fit:
         fit_mapped(arguments.fit, arguments.out)
     elif arguments.large:
-        folder = Path(tempfile.mkdtemp(prefix="memory-quick-")) if arguments.quick else RESULTS
-        main_large(arguments.quick, arguments.out or folder / "memory.csv")
+        main_large(arguments.quick, path_of("memory", arguments))
     else:
         main(arguments.quick)

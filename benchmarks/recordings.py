@@ -21,13 +21,13 @@ CSV are left.
 
 import argparse
 import csv
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from _results import add_arguments, path_of, write
 from scipy.ndimage import gaussian_filter1d
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import r2_score
@@ -40,7 +40,6 @@ from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.io import chop, merge
 from sklearn_sae.metrics import bits_per_spike, co_smoothing_rates
 
-RESULTS = Path(__file__).parent / "results"
 MODELS = {
     "NODESAE": {"n_latents": [16, 24], "weight_decay": [0.3]},
     "NODESAE, inferred inputs": {
@@ -90,16 +89,11 @@ def main(macaque, rat, quick, out):
         else:
             run(*load(name, path), report)
     if rows:
-        out.parent.mkdir(parents=True, exist_ok=True)
         done = {row["recording"] for row in rows}
         if out.exists():
             with out.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if row["recording"] not in done] + rows
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        print(f"Saved {out}")
+        write(out, rows)
 
 
 def load(name, path):
@@ -245,20 +239,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--macaque", type=Path, help="an .npz file (default: skip it)")
     parser.add_argument("--rat", type=Path, help="an .npz file (default: skip it)")
-    parser.add_argument("--quick", action="store_true", help="tiny fits of simulated stand-ins")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="the CSV (default: benchmarks/results/recordings.csv; a temporary file if quick)",
-    )
+    add_arguments(parser, quick="tiny fits of simulated stand-ins")
     arguments = parser.parse_args()
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="recordings-quick-"))
-    else:
-        folder = RESULTS
-    main(
-        arguments.macaque,
-        arguments.rat,
-        arguments.quick,
-        arguments.out or folder / "recordings.csv",
-    )
+    main(arguments.macaque, arguments.rat, arguments.quick, path_of("recordings", arguments))

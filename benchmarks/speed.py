@@ -19,18 +19,16 @@ import     a Python that imports sklearn_sae, against one that imports torch and
 """
 
 import argparse
-import csv
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import reference
 import torch
+from _results import add_arguments, path_of, write
 
 from sklearn_sae import NODESAE, __version__
 from sklearn_sae._batches import Trials
@@ -42,7 +40,6 @@ from sklearn_sae._validation import check_trials
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import rate_r2
 
-RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
 N_TRIALS, N_BINS = 320, 70
 TARGETS = (0.912, 0.97)
@@ -75,11 +72,7 @@ def main(quick, out):
     measure_growth(report, n_doublings=1 if quick else 3)
     measure_import(report, n_repeats=1 if quick else 5)
 
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"Saved {out}")
+    write(out, rows)
 
 
 def processor_seconds():
@@ -311,8 +304,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to check that it runs")
-    parser.add_argument("--out", type=Path, help="default: benchmarks/results/speed.csv")
+    add_arguments(parser)
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="speed-quick-")) if arguments.quick else RESULTS
-    main(arguments.quick, arguments.out or folder / "speed.csv")
+    main(arguments.quick, path_of("speed", arguments))

@@ -10,14 +10,12 @@ the first. Run it on a quiet machine: threads that share a core with other progr
 """
 
 import argparse
-import csv
-import tempfile
 import time
-from pathlib import Path
 
 import joblib
 import numpy as np
 import torch
+from _results import add_arguments, path_of, write
 from sklearn.model_selection import GridSearchCV
 
 from sklearn_sae import NODESAE, __version__
@@ -58,11 +56,7 @@ def main(quick, out):
         )
     print(f"The last two have equal scores: {np.array_equal(scores[1], scores[2])}")
 
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"Saved {out}")
+    write(out, rows)
 
 
 def search(data, n_jobs, options):
@@ -87,15 +81,6 @@ def score_and_threads(estimator, spikes, y=None):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="tiny fits, to check that it runs")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        help="the CSV (default: benchmarks/results/sweeps.csv; a temporary file if quick)",
-    )
+    add_arguments(parser)
     arguments = parser.parse_args()
-    if arguments.quick:
-        folder = Path(tempfile.mkdtemp(prefix="sweeps-quick-"))
-    else:
-        folder = Path(__file__).parent / "results"
-    main(arguments.quick, arguments.out or folder / "sweeps.csv")
+    main(arguments.quick, path_of("sweeps", arguments))
