@@ -111,12 +111,12 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         training, validation = self._split(trials, seed)
 
         if continued:
-            model, z0 = self._continue(training, generator)
+            model, causes = self._continue(training, generator)
         else:
             self._forget()
-            model, z0 = self._start(training, seed, generator)
+            model, causes = self._start(training, seed, generator)
         model.to(device)
-        initial_conditions = self._initial_conditions(model, training, z0.to(device), generator)
+        initial_conditions = self._initial_conditions(model, training, causes.to(device), generator)
         stopper = self._early_stopping(model, validation, initial_conditions, device)
         state = FitState(
             model,
@@ -253,13 +253,13 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         self,
         model: SequentialAutoencoder,
         training: Trials,
-        z0: Tensor,
+        causes: Tensor,
         generator: torch.Generator,
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
         if model.encoder is None:
             inputs_join = math.ceil(INPUTS_JOIN * self.max_epochs)
-            return FreeInitialConditions(z0, model, training, dropout, generator, inputs_join)
+            return FreeInitialConditions(causes, model, training, dropout, generator, inputs_join)
         return EncodedInitialConditions(
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )

@@ -34,33 +34,28 @@ class ValidationScore:
     @torch.no_grad()
     def __call__(self) -> float:
         if self.table is not None:
-            causes = self._follow(self.table)
+            output = self._follow(self.table)
         else:
             assert self.model.encoder is not None
-            causes = self.model.encoder(self.seen)
-        if self.inferring:
-            assert self.table is not None
-            prior = Prior.from_samples(self.table, self.model.inputs)
-            output = mean_output(self.model, prior, self.seen, causes)
-        else:
-            output = self.model.output(causes, len(self.batch.counts), self.batch.inputs)
+            output = self._output(self.model.encoder(self.seen))
         gain, n_units = bits_gained(
             self.model.likelihood, output, self.null_rates, self.batch, self.hidden
         )
         return float(gain / n_units.clamp(min=1))
-
-    @property
-    def inferring(self) -> bool:
-        return self.model.inputs is not None and self.model.inputs.inferring
 
     def _follow(self, table: Tensor) -> Tensor:
         prior = Prior.from_samples(table, self.model.inputs)
         if self.causes is None:
             self.causes = best_start(self.model, prior, self.seen, table.T)
         # Inputs that are new, or of which the prior has changed, take more.
-        max_iter = 5 if self.inferring else 2
+        max_iter = 5 if self.model.inferring else 2
         self.causes = refine(self.model, prior, self.seen, self.causes, max_iter=max_iter)
-        return self.causes
+        if self.model.inferring:
+            return mean_output(self.model, prior, self.seen, self.causes)
+        return self._output(self.causes)
+
+    def _output(self, causes: Tensor) -> Tensor:
+        return self.model.output(causes, len(self.batch.counts), self.batch.inputs)
 
 
 class EarlyStopping:

@@ -74,6 +74,15 @@ class Expansion:
         self.gains: list[_Gain] = []
         self.damping = latents.new_zeros(self.n_trials) if damping is None else damping
         self.gradient, self.precision = self._backwards(model, prior, batch, causes, output)
+        self.latents, self.output = latents, output
+
+    @classmethod
+    def at(
+        cls, model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor
+    ) -> Expansion:
+        """The expansion around ``causes``, with their latents and output found."""
+        latents = model.rollout(causes, len(batch.counts), batch.inputs)
+        return cls(model, prior, batch, causes, latents, model.readout(latents))
 
     # ------------------------------------------------------------------ what it is good for
 
@@ -94,34 +103,34 @@ class Expansion:
 
     def covariances(self) -> Tensor:
         """Of the states of all bins: ``(n_trials, n_bins, n_states, n_states)``."""
+        return self._forwards()[0]
+
+    def _forwards(self) -> tuple[Tensor, list[Tensor]]:
+        """Covariances of all bins, and with those of the next bin for all but the last."""
         factor = torch.linalg.cholesky_ex(self.precision).L
         covariance = torch.cholesky_inverse(factor)
-        found = [covariance]
+        found, with_next = [covariance], []
         for t in range(self.n_bins - 1):
             closed = self._closed_loop(t)
-            covariance = closed @ covariance @ closed.transpose(1, 2)
+            with_next.append(closed @ covariance)
+            covariance = with_next[-1] @ closed.transpose(1, 2)
             if t < len(self.gains):
                 covariance[:, self.n_latents :, self.n_latents :] += self.gains[t].covariance
             elif self.inputs is not None and self.n_inputs:
                 of_last = torch.diag(self.inputs.innovation_std**2)
                 covariance[:, self.n_latents :, self.n_latents :] += of_last
             found.append(covariance)
-        return torch.stack(found, dim=1)
+        return torch.stack(found, dim=1), with_next
 
     def input_statistics(self) -> InputStatistics:
         """Sums, up to each trial's last observed bin, of which the inputs' prior is learned."""
         assert self.inputs is not None and self.inferred is not None
         inputs, n_latents = self.inputs, self.n_latents
-        covariances = self.covariances()
+        covariances, products = self._forwards()
         own = covariances[:, :-1, n_latents:, n_latents:].diagonal(dim1=2, dim2=3)
-        with_next = torch.stack(
-            [
-                (self._closed_loop(t) @ covariances[:, t])[:, n_latents:, n_latents:]
-                for t in range(self.n_bins - 2)
-            ]
-            or [own.new_zeros(self.n_trials, self.n_inputs, self.n_inputs)],
-            dim=1,
-        ).diagonal(dim1=2, dim2=3)[:, : self.n_bins - 2]
+        # The last bin's input is none of the sums: nothing is known of it.
+        with_next = torch.stack(products, dim=1)[:, :-1, n_latents:, n_latents:]
+        with_next = with_next.diagonal(dim1=2, dim2=3)
         phi = inputs.correlation
         news = own[:, 1:] - 2 * phi * with_next + phi**2 * own[:, :-1]
         open_share = torch.cat(

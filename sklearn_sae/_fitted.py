@@ -31,12 +31,8 @@ __all__ = ["FittedMixin"]
 
 
 def _infers_inputs(estimator: Any) -> bool:
-    if hasattr(estimator, "model_"):
-        inputs = estimator.model_.inputs
-        n_inferred = 0 if inputs is None else inputs.n_inferred
-    else:
-        n_inferred = estimator.n_inferred_inputs
-    if n_inferred == 0:
+    fitted = hasattr(estimator, "model_")
+    if not (estimator.model_.n_inferred if fitted else estimator.n_inferred_inputs):
         raise AttributeError(
             "there are no inferred inputs: fit with n_inferred_inputs of 1 or more"
         )
@@ -234,7 +230,7 @@ class FittedMixin:
         return self._per_bin(
             X,
             inputs,
-            lambda model, causes, batch: self._inferred(model, causes, len(batch.counts), 1),
+            lambda model, causes, batch: model.inputs_of_all_bins(causes, len(batch.counts)),
         )
 
     def forecast(self, X, n_bins, *, inputs=None):
@@ -435,19 +431,10 @@ class FittedMixin:
 
     def _output(self, model: SequentialAutoencoder, causes: Tensor, batch: Batch) -> Tensor:
         """The readout's output, of posterior means if there are inferred inputs."""
-        if model.inputs is None or not model.inputs.inferring:
+        if not model.inferring:
             return model.output(causes, len(batch.counts), batch.inputs)
         _, prior = self._learned_initial_conditions(model, batch.counts.device)
         return mean_output(model, prior, batch, causes)
-
-    @staticmethod
-    def _inferred(model: SequentialAutoencoder, causes: Tensor, n_bins: int, n_more: int) -> Tensor:
-        """Inferred inputs ``(n_bins - 1 + n_more, n_inferred, n_trials)``; zero if none joined."""
-        inferred = model.inferred_inputs(causes, n_bins)
-        if inferred is None or model.inputs is None:
-            n_inferred = 0 if model.inputs is None else model.inputs.n_inferred
-            return causes.new_zeros(n_bins - 1 + n_more, n_inferred, causes.shape[1])
-        return model.inputs.continued(inferred, n_more)
 
     def _per_bin(
         self,

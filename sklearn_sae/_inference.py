@@ -65,7 +65,7 @@ def _best_start_under_inputs(
 def trials_at_once(model: SequentialAutoencoder, n_bins: int) -> int:
     """How many trials a refinement can take together within ``MOST_VALUES``."""
     n_neurons, n_latents = len(model.readout.weight), model.readout.n_latents
-    n_states = n_latents + (0 if model.inputs is None else model.inputs.n_inferred)
+    n_states = n_latents + model.n_inferred
     widest = max(len(weight) for weight in model.dynamics.parameters())
     per_bin = 4 * n_states**2 + 2 * n_latents * widest + 6 * n_neurons
     return max(1, min(MOST_TRIALS, MOST_VALUES // (n_bins * per_bin)))

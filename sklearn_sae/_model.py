@@ -40,6 +40,16 @@ class SequentialAutoencoder(nn.Module):
         #: The estimator's parameters at that time: ``set_params`` may have changed them since.
         self.built_with: dict[str, Any] = {}
 
+    @property
+    def n_inferred(self) -> int:
+        """How many inputs are inferred, once they have joined."""
+        return 0 if self.inputs is None else self.inputs.n_inferred
+
+    @property
+    def inferring(self) -> bool:
+        """Whether inferred inputs have joined."""
+        return self.inputs is not None and self.inputs.inferring
+
     def generator_parameters(self) -> list[nn.Parameter]:
         """Weights of dynamics, readout and inputs: what makes spikes from their causes."""
         of_inputs = [] if self.inputs is None else [*self.inputs.parameters()]
@@ -71,13 +81,23 @@ class SequentialAutoencoder(nn.Module):
     def inferred_inputs(self, causes: Tensor, n_bins: int) -> Tensor | None:
         """Those of ``causes``, ``(n_bins - 1, n_inferred, n_trials)``; None if there are none."""
         n_latents = self.readout.n_latents
-        if self.inputs is None or n_bins == 1 or len(causes) == n_latents:
+        if n_bins == 1 or len(causes) == n_latents:
             return None
-        return causes[n_latents:].unflatten(0, (-1, self.inputs.n_inferred))[: n_bins - 1]
+        return causes[n_latents:].unflatten(0, (-1, self.n_inferred))[: n_bins - 1]
+
+    def inputs_of_all_bins(self, causes: Tensor, n_bins: int) -> Tensor:
+        """Inferred inputs ``(n_bins, n_inferred, n_trials)``; zero if they have not joined.
+
+        That of the last bin, of which nothing is known, is the prior's mean given the one before.
+        """
+        inferred = self.inferred_inputs(causes, n_bins)
+        if inferred is None or self.inputs is None:
+            return causes.new_zeros(n_bins, self.n_inferred, causes.shape[1])
+        return self.inputs.continued(inferred, 1)
 
     def with_inputs(self, causes: Tensor, n_bins: int) -> Tensor:
         """Causes with inferred inputs, of zero, if they have joined and are not there yet."""
-        if self.inputs is None or not self.inputs.inferring or len(causes) > self.readout.n_latents:
+        if not self.inferring or len(causes) > self.readout.n_latents:
             return causes
-        n_inferred = (n_bins - 1) * self.inputs.n_inferred
-        return torch.cat([causes, causes.new_zeros(n_inferred, causes.shape[1])])
+        zeros = causes.new_zeros((n_bins - 1) * self.n_inferred, causes.shape[1])
+        return torch.cat([causes, zeros])

@@ -96,7 +96,7 @@ class FreeInitialConditions(InitialConditions):
 
     def __init__(
         self,
-        z0: Tensor,
+        causes: Tensor,
         model: SequentialAutoencoder,
         trials: Trials,
         dropout: float,
@@ -104,21 +104,20 @@ class FreeInitialConditions(InitialConditions):
         inputs_join: int = 0,
     ) -> None:
         self.n_latents = model.readout.n_latents
-        self.table = self._with_room_for_inputs(z0, model, trials)
         self.model, self.trials = model, trials
+        self.table = self._with_room_for_inputs(causes)
         self.adam = RowAdam(self.z0)
         self.dropout, self.generator = dropout, generator
         self.inputs_join = inputs_join
-        self.damping = z0.new_full((len(z0),), FIRST_DAMPING)
+        self.damping = causes.new_full((len(causes),), FIRST_DAMPING)
         self.epochs_between_steps = max(10, 2 * self.n_latents)
         self._leaf = self.table
 
-    @staticmethod
-    def _with_room_for_inputs(z0: Tensor, model: SequentialAutoencoder, trials: Trials) -> Tensor:
-        n_inferred = 0 if model.inputs is None else model.inputs.n_inferred
-        if n_inferred == 0 or z0.shape[1] > model.readout.n_latents:
-            return z0
-        return torch.cat([z0, z0.new_zeros(len(z0), (trials.n_bins - 1) * n_inferred)], dim=1)
+    def _with_room_for_inputs(self, causes: Tensor) -> Tensor:
+        n_missing = self._n_causes(self.trials.n_bins) - causes.shape[1]
+        if n_missing == 0:
+            return causes
+        return torch.cat([causes, causes.new_zeros(len(causes), n_missing)], dim=1)
 
     @property
     def z0(self) -> Tensor:
@@ -126,29 +125,23 @@ class FreeInitialConditions(InitialConditions):
         return self.table[:, : self.n_latents]
 
     def _n_causes(self, n_bins: int) -> int:
-        """Of trials up to ``n_bins``, if inputs have joined."""
-        n_inferred = 0 if self.model.inputs is None else self.model.inputs.n_inferred
-        return self.n_latents + (n_bins - 1) * n_inferred
+        """Of trials up to ``n_bins``, once inputs have joined."""
+        return self.n_latents + (n_bins - 1) * self.model.n_inferred
 
     @property
     def causes(self) -> Tensor:
         """All that is inferred of each trial, one per row."""
-        return self.table if self.inferring else self.z0
+        return self.table if self.model.inferring else self.z0
 
     @property
     def waiting(self) -> bool:  # type: ignore[override]
-        inputs = self.model.inputs
-        return inputs is not None and inputs.n_inferred > 0 and not inputs.inferring
-
-    @property
-    def inferring(self) -> bool:
-        return self.model.inputs is not None and self.model.inputs.inferring
+        return self.model.n_inferred > 0 and not self.model.inferring
 
     def take(self, batch: Batch) -> Tensor:
         causes = self.table[batch.rows, : self._n_causes(len(batch.counts))].T
         self._leaf = causes[: self.n_latents].contiguous().requires_grad_()
         z0 = drop(self._leaf, self.dropout, self.generator)
-        return torch.cat([z0, causes[self.n_latents :]]) if self.inferring else z0
+        return torch.cat([z0, causes[self.n_latents :]]) if self.model.inferring else z0
 
     def update(self, batch: Batch, learning_rate: float) -> None:
         rows = torch.as_tensor(batch.rows, device=self.table.device)
@@ -161,8 +154,8 @@ class FreeInitialConditions(InitialConditions):
         if self.waiting and n_done >= self.inputs_join:
             assert inputs is not None
             inputs.join()
-        every = EPOCHS_BETWEEN_INPUTS if self.inferring else self.epochs_between_steps
-        if n_done % every or (self.inferring and horizon == 1):
+        every = EPOCHS_BETWEEN_INPUTS if self.model.inferring else self.epochs_between_steps
+        if n_done % every or (self.model.inferring and horizon == 1):
             return
         statistics = self._gauss_newton(horizon)
         if statistics is not None:
@@ -176,15 +169,12 @@ class FreeInitialConditions(InitialConditions):
         sums = None
         for batch in self.trials.chunks(size, self.table.device, horizon):
             causes = table[batch.rows].T.contiguous()
-            damping = self.damping[batch.rows] if self.inferring else None
+            damping = self.damping[batch.rows] if self.model.inferring else None
             causes = refine(self.model, prior, batch, causes, max_iter=1, damping=damping)
             table[batch.rows] = causes.T
             if damping is not None:
                 self.damping[batch.rows] = damping
-                latents = self.model.rollout(causes, horizon, batch.inputs)
-                output = self.model.readout(latents)
-                expansion = Expansion(self.model, prior, batch, causes, latents, output)
-                statistics = expansion.input_statistics()
+                statistics = Expansion.at(self.model, prior, batch, causes).input_statistics()
                 sums = statistics if sums is None else sums + statistics
         return sums
 
@@ -193,7 +183,7 @@ class FreeInitialConditions(InitialConditions):
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"table": self.table, **self.adam.state_dict()}
-        return state | {"damping": self.damping} if self.inferring else state
+        return state | {"damping": self.damping} if self.model.inferring else state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.table.copy_(state["table"])

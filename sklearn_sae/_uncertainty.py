@@ -2,9 +2,9 @@ r"""How sure latents and rates are: a Laplace approximation, and what the model 
 
 Given the model, the posterior of a trial's causes is close to a Gaussian around the refined point,
 its covariance the inverse of Fisher information plus prior precision (MacKay 1992); linearised
-dynamics carry it through the trial. The model is not the truth, though, and
-on many trials its own error is as large; that adds one variance of the readout's output (log-rates,
-for counts), the same in all bins, estimated from the training trials (`model_variance`).
+dynamics carry it through the trial. The model is not the truth, though, and on many trials its own
+error is as large; that adds one variance of the readout's output (log-rates, for counts), the same
+in all bins, estimated from the training trials (`model_variance`).
 """
 
 from __future__ import annotations
@@ -52,38 +52,30 @@ def rates_with_std(
     with v the variance of the output. With inferred inputs the rate given is the posterior mean.
     """
     _, output, covariance = _laplace(model, prior, batch, causes)
-    v = _output_variance(model, covariance).clamp(0, LARGEST_SHIFT)
-    if model.inputs is not None and model.inputs.inferring:
-        rates = model.likelihood.rates(model.likelihood.mean_output(output, v))
-    else:
-        rates = model.likelihood.rates(output)
+    given = _mean_output(model, output, covariance) if model.inferring else output
     covariance = covariance + variance * _per_output_variance(model)
     v = _output_variance(model, covariance).clamp(0, LARGEST_VARIANCE)
-    return torch.cat([rates, model.likelihood.std_of_rates(output, v)], dim=1)
+    std = model.likelihood.std_of_rates(output, v)
+    return torch.cat([model.likelihood.rates(given), std], dim=1)
 
 
 def inputs_with_std(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor
 ) -> Tensor:
     """Inferred inputs and their standard deviations ``(n_bins, 2 * n_inferred, n_trials)``."""
-    n_bins = len(batch.counts)
-    inferred = model.inferred_inputs(causes, n_bins)
-    assert model.inputs is not None
-    if inferred is None:
-        return causes.new_zeros(n_bins, 2 * model.inputs.n_inferred, causes.shape[1])
-    latents = model.rollout(causes, n_bins, batch.inputs)
-    expansion = Expansion(model, prior, batch, causes, latents, model.readout(latents))
-    n_latents = model.readout.n_latents
-    variance = expansion.covariances().diagonal(dim1=2, dim2=3)[..., n_latents:]
+    inferred = model.inputs_of_all_bins(causes, len(batch.counts))
+    if not model.inferring:
+        return torch.cat([inferred, inferred], dim=1)  # zero, both
+    covariance = Expansion.at(model, prior, batch, causes).covariances()
+    variance = covariance.diagonal(dim1=2, dim2=3)[..., model.readout.n_latents :]
     std = variance.clamp(min=0).sqrt().permute(1, 2, 0)
-    return torch.cat([model.inputs.continued(inferred, 1), std], dim=1)
+    return torch.cat([inferred, std], dim=1)
 
 
 def mean_output(model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor) -> Tensor:
     """The readout's output ``(n_bins, n_neurons, n_trials)`` whose rates are posterior means."""
     _, output, covariance = _laplace(model, prior, batch, causes)
-    v = _output_variance(model, covariance).clamp(0, LARGEST_SHIFT)
-    return model.likelihood.mean_output(output, v)
+    return _mean_output(model, output, covariance)
 
 
 @torch.no_grad()
@@ -132,13 +124,16 @@ def _laplace(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Latents, output, and covariances ``(n_trials, n_bins, D, D)`` of the latents."""
-    latents = model.rollout(causes, len(batch.counts), batch.inputs)
-    output = model.readout(latents)
-    expansion = Expansion(model, prior, batch, causes, latents, output)
-    covariance = expansion.covariances()[:, :, : len(latents[0]), : len(latents[0])]
+    expansion, n_latents = Expansion.at(model, prior, batch, causes), model.readout.n_latents
+    covariance = expansion.covariances()[:, :, :n_latents, :n_latents]
     # Beyond a trial's end they may overflow: nothing is known there.
     covariance = covariance.nan_to_num(LARGEST_SPREAD).clamp(-LARGEST_SPREAD, LARGEST_SPREAD)
-    return latents, output, covariance
+    return expansion.latents, expansion.output, covariance
+
+
+def _mean_output(model: SequentialAutoencoder, output: Tensor, covariance: Tensor) -> Tensor:
+    v = _output_variance(model, covariance).clamp(0, LARGEST_SHIFT)
+    return model.likelihood.mean_output(output, v)
 
 
 def _output_variance(model: SequentialAutoencoder, covariance: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def check_trials(
         )
     elif n_inputs != estimator.n_inputs_in_:
         raise ValueError(
-            f"This {name} was fitted with {estimator.n_inputs_in_ or 'no'} known input(s), and is "
+            f"This {name} was fitted with {estimator.n_inputs_in_} known input(s), and is "
             f"given {n_inputs or 'none'}. Pass inputs of shape (n_trials, n_bins, "
             f"{estimator.n_inputs_in_}), or fit again."
             if estimator.n_inputs_in_
