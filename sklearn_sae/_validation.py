@@ -48,19 +48,19 @@ def check_trials(
     name = type(estimator).__name__
     data = _check_list(X, name) if isinstance(X, list | tuple) else _check_cube(X, name)
     has_missing = _check_entries(data, name, reset, of_counts)
-    known = None if inputs is None else _check_inputs(inputs, data, n_ahead)
-    trials = Trials(data, has_missing=has_missing, inputs=known)
-    n_inputs = 0 if known is None else known.shape[2]
-    if reset:
-        estimator.n_features_in_ = trials.n_neurons
-        estimator.n_inputs_in_ = n_inputs
-    elif trials.n_neurons != estimator.n_features_in_:
+    n_neurons = data[0].shape[-1]
+    # Before the inputs: if axes of X are swapped, theirs do not fit either.
+    if not reset and n_neurons != estimator.n_features_in_:
         raise ValueError(
-            f"X has {trials.n_neurons} features, but {name} is expecting "
+            f"X has {n_neurons} features, but {name} is expecting "
             f"{estimator.n_features_in_} features as input. Features are neurons, the last axis of "
             "X (n_trials, n_bins, n_neurons); mark a neuron that was not recorded with NaN instead "
             "of leaving it out."
         )
+    known = None if inputs is None else _check_inputs(inputs, data, n_ahead)
+    n_inputs = 0 if known is None else known.shape[2]
+    if reset:
+        estimator.n_features_in_, estimator.n_inputs_in_ = n_neurons, n_inputs
     elif n_inputs != estimator.n_inputs_in_:
         raise ValueError(
             f"This {name} was fitted with {estimator.n_inputs_in_} known input(s), and is "
@@ -70,7 +70,7 @@ def check_trials(
             else f"This {name} was fitted without known inputs, and is given {n_inputs}. Leave "
             "them out, or fit again with inputs."
         )
-    return trials
+    return Trials(data, has_missing=has_missing, inputs=known)
 
 
 def _as_numpy(X: Any, what: str) -> Any:

@@ -305,6 +305,8 @@ def test_known_inputs_are_asked_for_and_refused(stimulated):
     for call in (est.transform, est.predict, est.score, est.initial_conditions):
         with pytest.raises(ValueError, match=r"fitted with 2 known input\(s\), and is given none"):
             call(spikes)
+    with pytest.raises(ValueError, match="X has 9 features"):
+        est.transform(spikes[:, :, :9].transpose(0, 2, 1)[:, :, :9], inputs=stimuli)
     with pytest.raises(ValueError, match="zeros let the dynamics run"):
         est.simulate(np.zeros(2), 5)
     with pytest.raises(ValueError, match=r"15 bins of X\[0\] and the 10 to predict"):
