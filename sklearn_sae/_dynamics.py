@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from ._explicit import TABLEAUS, compose, explicit_step_with_jacobian, rollout_mlp
+from ._explicit import TABLEAUS, Tableau, compose, explicit_step_with_jacobian, rollout_mlp
 from ._mlp import MLP, StateMap, affine, uniform_weight
 
 __all__ = ["SOLVERS", "Dynamics", "GRUCell", "NeuralODE", "RecurrentDynamics", "TanhCell"]
@@ -30,6 +30,9 @@ FIXED_STEP_SOLVERS = (
 )
 ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 SOLVERS = FIXED_STEP_SOLVERS + ADAPTIVE_SOLVERS
+
+#: Hidden units times latents times states of which Jacobians are found together.
+MOST_SLOPES = 1_000_000
 
 
 class Dynamics(nn.Module):
@@ -121,6 +124,12 @@ class NeuralODE(Dynamics):
     def step_jacobian(self, z: Tensor) -> Tensor:
         # Other solvers' steps are their own affair; rk4 with ours is as good for a Jacobian.
         tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
+        # In pieces whose hidden units stay in the cache.
+        widest = max(len(weight) for weight in self.mlp.weights)
+        pieces = z.split(max(1, MOST_SLOPES // (widest * len(z))), dim=1)
+        return torch.cat([self._step_jacobian(piece, tableau) for piece in pieces], dim=2)
+
+    def _step_jacobian(self, z: Tensor, tableau: Tableau) -> Tensor:
         step_size = 1 / (self.time_scale * self.n_substeps)
         z, chain = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)
         for _ in range(self.n_substeps - 1):

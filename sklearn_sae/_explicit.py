@@ -9,6 +9,7 @@ takes a sixth of the time of tanh.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,10 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from ._mlp import MLP
 
-__all__ = ["TABLEAUS", "compose", "explicit_step_with_jacobian", "rollout_mlp"]
-
-#: Numbers that a product of Jacobians may hold at a time.
-MOST_PRODUCTS = 1_000_000
+__all__ = ["TABLEAUS", "Tableau", "compose", "explicit_step_with_jacobian", "rollout_mlp"]
 
 
 class Tableau(NamedTuple):
@@ -50,8 +48,10 @@ def explicit_step_with_jacobian(
     for row in tableau.a:
         x = z + sum(step_size * a * k for a, k in zip(row, stages, strict=True))
         along = identity + sum(step_size * a * j for a, j in zip(row, jacobians, strict=True))
-        stages.append(mlp(x))
-        jacobians.append(compose(mlp.jacobian(x), along))
+        stage, jacobian = mlp.with_jacobian(x)
+        stages.append(stage)
+        # The first stage is at z itself.
+        jacobians.append(compose(jacobian, along) if jacobians else jacobian)
     for b, k, j in zip(tableau.b, stages, jacobians, strict=True):
         z = z + step_size * b * k
         identity = identity + step_size * b * j
@@ -60,16 +60,10 @@ def explicit_step_with_jacobian(
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
     """Products of Jacobians ``(out, mid, n_trials)`` and ``(mid, in, n_trials)``."""
-    (n_out, n_mid, _), n_in = outer.shape, inner.shape[1]
-    n_trials = max(outer.shape[2], inner.shape[2])
-    # In pieces that stay in the cache: a product of all three sizes is large for many latents.
-    size = max(1, MOST_PRODUCTS // (n_out * n_mid * n_in))
-    pieces = zip(
-        outer.expand(-1, -1, n_trials).split(size, dim=2),
-        inner.expand(-1, -1, n_trials).split(size, dim=2),
-        strict=True,
-    )
-    return torch.cat([(a[:, :, None] * b[None]).sum(1) for a, b in pieces], dim=2)
+    product = outer[:, 0, None] * inner[0]
+    for column, row in zip(outer.unbind(1)[1:], inner[1:], strict=True):
+        product.addcmul_(column[:, None], row)
+    return product
 
 
 def rollout_mlp(
@@ -149,34 +143,28 @@ class _Rollout(torch.autograd.Function):
         n_latents = z0.shape[0]
         n_evaluations = (n_bins - 1) * n_substeps * len(tableau.b)
         keep = any(ctx.needs_input_grad)
-        n_kept = n_evaluations if keep else 1
-        sizes = [weight.shape[0] for weight in weights[:-1]]
-        states = _with_ones(z0, n_kept, n_latents)
-        hidden = [_with_ones(z0, n_kept, size) for size in sizes]
+        states = _with_ones(z0, n_evaluations if keep else 1, n_latents)
+        layers = _Layers(weights, activation, z0)
         stages = [torch.empty_like(z0) for _ in tableau.b]
         latents = z0.new_empty(n_bins, *z0.shape)
         latents[0] = z0
+        inputs, without_ones = states.unbind(), states[:, :n_latents].unbind()
+        bins = latents.unbind()
         i = 0
         for t in range(1, n_bins):
-            z = latents[t - 1]
+            z = bins[t - 1]
             for _ in range(n_substeps):
                 for row, k in zip(tableau.a, stages, strict=True):
-                    _combine(z, row, stages, out=states[i, :n_latents])
-                    x = states[i]
-                    for weight, layer, size in zip(weights, hidden, sizes, strict=False):
-                        h = layer[i, :size]
-                        torch.mm(weight, x, out=h)
-                        _activate_(activation, h)
-                        x = layer[i]
-                    torch.mm(weights[-1], x, out=k)
+                    _combine(z, row, stages, out=without_ones[i])
+                    torch.mm(weights[-1], layers.forward(inputs[i]), out=k)
                     i += keep
-                _combine(z, tableau.b, stages, out=latents[t])
-                z = latents[t]
+                _combine(z, tableau.b, stages, out=bins[t])
+                z = bins[t]
             if kicks is not None:
                 z.add_(kicks[t - 1])
         ctx.settings = tableau, n_substeps, activation, kicks is not None
         if keep:
-            ctx.save_for_backward(states, *hidden, *weights)
+            ctx.save_for_backward(states, *weights)
         return latents
 
     @staticmethod
@@ -184,40 +172,77 @@ class _Rollout(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (d_latents,) = gradients
         tableau, n_substeps, activation, kicked = ctx.settings
-        n_layers = len(ctx.saved_tensors) // 2
-        inputs, weights = ctx.saved_tensors[:n_layers], ctx.saved_tensors[n_layers:]
-        d_weights = [torch.zeros_like(weight) for weight in weights]
-        kernels_t = [weight[:, :-1].T for weight in weights]
-        n_trials = d_latents.shape[2]
-        d_hidden = [d_latents.new_empty(len(weight), n_trials) for weight in weights[:-1]]
-        d_stage = torch.empty_like(d_latents[0])
+        states, *weights = ctx.saved_tensors
+        layers = _Layers(weights, activation, d_latents[0])
+        inputs, d_bins = states.unbind(), d_latents.unbind()
+        d_stage = torch.empty_like(d_bins[0])
         d_inputs = [torch.empty_like(d_stage) for _ in tableau.b]
-        n_stages = len(tableau.b)
-        i = len(inputs[0])
-        d_z = d_latents[-1].clone()
+        i = len(inputs)
+        d_z = d_bins[-1].clone()
         d_kicks = torch.empty_like(d_latents[1:]) if kicked else None
-        for t in range(len(d_latents) - 2, -1, -1):
+        for t in range(len(d_bins) - 2, -1, -1):
             if d_kicks is not None:
                 d_kicks[t] = d_z
             for _ in range(n_substeps):
-                for s in reversed(range(n_stages)):
+                for s in reversed(range(len(tableau.b))):
                     i -= 1
                     torch.mul(d_z, tableau.b[s], out=d_stage)
-                    for later in range(s + 1, n_stages):
+                    for later in range(s + 1, len(tableau.b)):
                         if tableau.a[later][s]:
                             d_stage.add_(d_inputs[later], alpha=tableau.a[later][s])
-                    d_output = d_stage
-                    for layer in reversed(range(n_layers)):
-                        d_weights[layer].addmm_(d_output, inputs[layer][i].T)
-                        d_below = d_hidden[layer - 1] if layer else d_inputs[s]
-                        torch.mm(kernels_t[layer], d_output, out=d_below)
-                        if layer:
-                            _activation_backward_(activation, d_below, inputs[layer][i, :-1])
-                        d_output = d_below
+                    layers.backward(inputs[i], d_stage, out=d_inputs[s])
                 for d_input in d_inputs:
                     d_z.add_(d_input)
-            d_z.add_(d_latents[t])
-        return d_z, d_kicks, None, None, None, None, *d_weights
+            d_z.add_(d_bins[t])
+        return d_z, d_kicks, None, None, None, None, *layers.d_weights()
+
+
+class _Layers:
+    """One evaluation at a time of the hidden layers, and the gradients of all evaluations.
+
+    The backward pass computes hidden units anew: to keep those of a whole rollout would take more
+    memory than the cache has, and waiting for it more time.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], activation: str, z: Tensor) -> None:
+        self.weights, self.activation = weights, activation
+        sizes = [len(weight) for weight in weights[:-1]]
+        self.hidden = [_with_ones(z, 1, size)[0] for size in sizes]
+        self.units = [h[:-1] for h in self.hidden]
+        self.d_units = [torch.empty_like(h) for h in self.units]
+        self.kernels_t = [weight[:, :-1].T for weight in weights]
+        # Of thin matrices' products, wide ones take a third of the time of tall ones.
+        self.tall = [weight.shape[0] > weight.shape[1] for weight in weights]
+        self.d_wide = [
+            torch.zeros_like(weight.T if tall else weight, memory_format=torch.contiguous_format)
+            for weight, tall in zip(weights, self.tall, strict=True)
+        ]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden units that the last layer acts on, with a row of ones."""
+        for weight, h, units in zip(self.weights, self.hidden, self.units, strict=False):
+            torch.mm(weight, x, out=units)
+            _activate_(self.activation, units)
+            x = h
+        return x
+
+    def backward(self, x: Tensor, d_output: Tensor, out: Tensor) -> None:
+        """Write the gradient of the input ``x`` to ``out``; add up those of the weights."""
+        self.forward(x)
+        below = [x, *self.hidden]
+        for layer in reversed(range(len(self.weights))):
+            if self.tall[layer]:
+                self.d_wide[layer].addmm_(below[layer], d_output.T)
+            else:
+                self.d_wide[layer].addmm_(d_output, below[layer].T)
+            d_below = self.d_units[layer - 1] if layer else out
+            torch.mm(self.kernels_t[layer], d_output, out=d_below)
+            if layer:
+                _activation_backward_(self.activation, d_below, self.units[layer - 1])
+            d_output = d_below
+
+    def d_weights(self) -> list[Tensor]:
+        return [d.T if tall else d for d, tall in zip(self.d_wide, self.tall, strict=True)]
 
 
 def _combine(z: Tensor, coefficients: tuple[float, ...], stages: list[Tensor], out: Tensor) -> None:

@@ -90,6 +90,10 @@ class MLP(StateMap):
         return affine(last, z)
 
     def jacobian(self, z: Tensor) -> Tensor:
+        return self.with_jacobian(z)[1]
+
+    def with_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What it makes of the columns of ``z``, and the Jacobians there."""
         activate = ACTIVATIONS[self.activation]
         slope = SLOPES[self.activation]
         *hidden, last = self.weights
@@ -105,4 +109,4 @@ class MLP(StateMap):
                 chain = (following[:, :-1] @ (slope(x)[:, None] * chain).flatten(1)).unflatten(
                     1, (len(z), -1)
                 )
-        return chain
+        return affine(last, x), chain
