@@ -67,6 +67,10 @@ class Batch:
         mask = torch.cat([self.observed(), unseen.bool()])
         return replace(self, counts=torch.cat([self.counts, unseen]), mask=mask)
 
+    def n_observed(self) -> Tensor | int:
+        """Entries that were observed, at least 1."""
+        return self.counts.numel() if self.mask is None else self.mask.sum().clamp(min=1)
+
     def observed(self) -> Tensor:
         """The mask, also where everything was observed."""
         return torch.ones_like(self.counts, dtype=torch.bool) if self.mask is None else self.mask
@@ -130,11 +134,11 @@ class Trials:
         if observed is not None:
             seen = np.logical_or.reduce(observed, axis=2)
             lengths = np.where(seen.any(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1), 1)
-            mask = _trials_last(observed, device)
-        if counts.dtype not in TORCH_DTYPES:
-            counts = counts.astype(np.float32)
-        inputs = None if self.inputs is None else _trials_last(self.inputs[rows], device)
-        return Batch(_trials_last(counts, device).float(), mask, lengths, rows, inputs)
+            mask = _trials_last(observed, device, bool)
+        inputs = None
+        if self.inputs is not None:
+            inputs = _trials_last(self.inputs[rows], device, self.inputs.dtype)
+        return Batch(_trials_last(counts, device, np.float32), mask, lengths, rows, inputs)
 
     def chunks(self, size: int, device: torch.device, n_bins: int | None = None) -> Iterator[Batch]:
         """All trials in order, in batches of ``size``."""
@@ -185,10 +189,6 @@ class _Subset(Trials):
         return self.whole.read(self.rows[rows], n_bins)
 
 
-#: What torch can read without a conversion by NumPy: neither uint16 nor swapped bytes, for one.
-TORCH_DTYPES = (np.uint8, np.int8, np.int16, np.int32, np.int64, np.bool_, np.float32, np.float64)
-
-
 def _pad(trials: list[np.ndarray], n_bins: int) -> np.ndarray:
     lengths = {len(trial) for trial in trials}
     if min(lengths) >= n_bins:
@@ -199,9 +199,9 @@ def _pad(trials: list[np.ndarray], n_bins: int) -> np.ndarray:
     return padded
 
 
-def _trials_last(array: np.ndarray, device: torch.device) -> Tensor:
-    # The copy keeps torch from complaining about read-only input; it is one batch.
-    array = np.ascontiguousarray(array.transpose(1, 2, 0))
-    if not array.flags.writeable or not array.flags.owndata:
-        array = array.copy()
-    return torch.from_numpy(array).to(device)
+def _trials_last(array: np.ndarray, device: torch.device, dtype: type | np.dtype) -> Tensor:
+    turned = array.transpose(1, 2, 0)
+    # Turned and converted in one pass.
+    copy = np.empty(turned.shape, dtype)
+    copy[...] = turned
+    return torch.from_numpy(copy).to(device)

@@ -157,7 +157,7 @@ class NODESAE(BaseSAE):
         ``"soap"`` is Adam in the eigenbases of each weight's gradient statistics [2]_; it needs
         several times fewer steps.
 
-    learning_rate : float, default=1e-2
+    learning_rate : float, default=3e-2
         Peak learning rate of the weights. Free initial conditions move five times as fast.
 
     learning_rate_schedule : {"onecycle", "constant"}, default="onecycle"
@@ -173,7 +173,7 @@ class NODESAE(BaseSAE):
     batch_size : int or "auto", default="auto"
         Trials per step; "auto" is a quarter of the trials, at most 320.
 
-    max_epochs : int, default=450
+    max_epochs : int, default=225
         Passes over the training trials.
 
     horizon_start : int, default=10
@@ -330,12 +330,12 @@ class NODESAE(BaseSAE):
         initial_condition_dropout=0.0,
         coordinated_dropout=0.2,
         optimizer="soap",
-        learning_rate=1e-2,
+        learning_rate=3e-2,
         learning_rate_schedule="onecycle",
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=450,
+        max_epochs=225,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,
@@ -488,7 +488,7 @@ class RNNSAE(BaseSAE):
         ``"soap"`` is Adam in the eigenbases of each weight's gradient statistics [2]_; it needs
         several times fewer steps.
 
-    learning_rate : float, default=1e-2
+    learning_rate : float, default=3e-2
         Peak learning rate of the weights. Free initial conditions move five times as fast.
 
     learning_rate_schedule : {"onecycle", "constant"}, default="onecycle"
@@ -504,7 +504,7 @@ class RNNSAE(BaseSAE):
     batch_size : int or "auto", default="auto"
         Trials per step; "auto" is a quarter of the trials, at most 320.
 
-    max_epochs : int, default=450
+    max_epochs : int, default=225
         Passes over the training trials.
 
     horizon_start : int, default=10
@@ -652,12 +652,12 @@ class RNNSAE(BaseSAE):
         initial_condition_dropout=0.0,
         coordinated_dropout=0.2,
         optimizer="soap",
-        learning_rate=1e-2,
+        learning_rate=3e-2,
         learning_rate_schedule="onecycle",
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=450,
+        max_epochs=225,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,

@@ -179,6 +179,16 @@ class _Rollout(torch.autograd.Function):
         d_inputs = [torch.empty_like(d_stage) for _ in tableau.b]
         i = len(inputs)
         d_z = d_bins[-1].clone()
+        # What a stage's gradient is made of: those of the step and of the stages that build on it.
+        pulls = [
+            [(b, d_z)] * bool(b)
+            + [
+                (row[s], d)
+                for row, d in zip(tableau.a, d_inputs, strict=True)
+                if row[s:] and row[s]
+            ]
+            for s, b in enumerate(tableau.b)
+        ]
         d_kicks = torch.empty_like(d_latents[1:]) if kicked else None
         for t in range(len(d_bins) - 2, -1, -1):
             if d_kicks is not None:
@@ -186,10 +196,10 @@ class _Rollout(torch.autograd.Function):
             for _ in range(n_substeps):
                 for s in reversed(range(len(tableau.b))):
                     i -= 1
-                    torch.mul(d_z, tableau.b[s], out=d_stage)
-                    for later in range(s + 1, len(tableau.b)):
-                        if tableau.a[later][s]:
-                            d_stage.add_(d_inputs[later], alpha=tableau.a[later][s])
+                    (weight, gradient), *others = pulls[s]
+                    torch.mul(gradient, weight, out=d_stage)
+                    for weight, gradient in others:
+                        d_stage.add_(gradient, alpha=weight)
                     layers.backward(inputs[i], d_stage, out=d_inputs[s])
                 for d_input in d_inputs:
                     d_z.add_(d_input)

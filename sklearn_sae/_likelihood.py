@@ -35,8 +35,7 @@ def log_likelihood(
 
 def mean_loss(likelihood: Likelihood, output: Tensor, batch: Batch) -> Tensor:
     """Negative log-likelihood per observed entry: what training minimises."""
-    n_observed = batch.counts.numel() if batch.mask is None else batch.mask.sum().clamp(min=1)
-    return -_whole(likelihood, output, batch, batch.mask).sum() / n_observed
+    return -_whole(likelihood, output, batch, batch.mask).sum() / batch.n_observed()
 
 
 def hidden_entries(batch: Batch, fraction: float) -> Tensor:

@@ -40,10 +40,13 @@ def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> 
 
 
 def affine(weight: Tensor, x: Tensor) -> Tensor:
-    """Apply ``weight``, with the bias in its last column, to ``x`` ``(..., n_in, n_trials)``."""
+    """Apply ``weight``, with the bias in its last column, to ``x``.
+
+    That is ``(n_in, n_trials)`` or ``(n_bins, n_in, n_trials)``.
+    """
     if x.ndim == 2:
         return torch.addmm(weight[:, -1:], weight[:, :-1], x)
-    return weight[:, :-1] @ x + weight[:, -1:]
+    return torch.baddbmm(weight[:, -1:], weight[:, :-1].expand(len(x), -1, -1), x)
 
 
 class StateMap(nn.Module):

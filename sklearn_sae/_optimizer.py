@@ -4,7 +4,8 @@ Vector fields are badly conditioned: the directions that shape the slow dynamics
 orders of magnitude below the others, and mixed among the weights, where Adam's scaling of single
 coordinates cannot reach them. SOAP keeps running averages of ``G G^T`` and ``G^T G`` for each
 weight matrix, and runs Adam in their eigenbases. The weight matrices of a sequential autoencoder
-are small, so the extra cost is too, and far fewer steps are needed.
+are small, so the extra cost is too, and far fewer steps are needed. Those that are small enough
+have one basis for all their numbers, that of ``g g^T`` with the gradient as a vector g.
 
 Reference: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson & Kakade, "SOAP: Improving
 and Stabilizing Shampoo using Adam", ICLR 2025. Adam: Kingma & Ba, ICLR 2015. Decoupled weight
@@ -23,6 +24,9 @@ __all__ = ["OPTIMIZERS", "RowAdam", "Soap"]
 
 #: Longer sides keep their own basis: an eigenbasis of many neurons costs more than it gives.
 LARGEST_ROTATED_SIDE = 256
+#: Smaller weights are rotated as one vector, which knows how rows and columns go together. Of
+#: larger ones too few gradients are remembered for that.
+LARGEST_WHOLE = 256
 STEPS_BETWEEN_ROTATIONS = 10
 
 
@@ -30,10 +34,12 @@ class _Moments:
     """Running moments of one weight's gradient and, for SOAP, the bases they live in."""
 
     def __init__(self, weight: Tensor, rotate: bool) -> None:
+        if rotate and weight.numel() <= LARGEST_WHOLE:
+            weight = weight.reshape(-1, 1)
         self.mean = torch.zeros_like(weight)
         self.square = torch.zeros_like(weight)
         sides = range(weight.ndim) if rotate and weight.ndim == 2 else ()
-        self.rotated = [side for side in sides if weight.shape[side] <= LARGEST_ROTATED_SIDE]
+        self.rotated = [s for s in sides if 1 < weight.shape[s] <= LARGEST_ROTATED_SIDE]
         self.spread: dict[int, Tensor] = {}
         self.basis: dict[int, Tensor] = {}
 
@@ -112,15 +118,17 @@ class Soap:
                 continue
             if not self.decoupled:
                 weight.grad.add_(weight, alpha=self.weight_decay)
-            moments.track(weight.grad, beta2)
-            moments.mean.lerp_(weight.grad, 1 - beta1)
-            rotated = moments.into_basis(weight.grad)
+            gradient = weight.grad.reshape(moments.mean.shape)
+            moments.track(gradient, beta2)
+            moments.mean.lerp_(gradient, 1 - beta1)
+            rotated = moments.into_basis(gradient)
             moments.square.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
             mean = moments.into_basis(moments.mean) / correct1
             update = mean / ((moments.square / correct2).sqrt_() + self.eps)
             if self.decoupled:
                 weight.mul_(1 - learning_rate * self.weight_decay)
-            weight.sub_(moments.out_of_basis(update), alpha=learning_rate)
+            step = moments.out_of_basis(update).reshape(weight.shape)
+            weight.sub_(step, alpha=learning_rate)
             weight.grad = None
             if self.n_steps % STEPS_BETWEEN_ROTATIONS == 0:
                 moments.refresh_bases()

@@ -66,6 +66,10 @@ def pca_start(
     variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
     order = np.argsort(variances)[::-1][:n_latents]
     n_found = len(order)
+    # As in probabilistic PCA (Tipping & Bishop, 1999): what is no larger than the components left
+    # out is noise, and initial conditions would bring it in.
+    noise = np.delete(variances, order).mean() if n_found < n_neurons else 0.0
+    signal = np.clip(1 - noise / np.maximum(variances[order], 1e-12), 0.0, 1.0)
     directions = directions[:, order]
     # Once turned, latents of ``latent_scale`` on average.
     size = np.sqrt(max(variances[order].sum() / n_latents, 1e-6)) / latent_scale
@@ -80,7 +84,7 @@ def pca_start(
     for start in range(0, len(trials), n_for_pca):
         rows = np.arange(start, min(start + n_for_pca, len(trials)))
         first = np.nan_to_num(_smoothed_output(trials, likelihood, rows, first_bins)[:, 0] - mean)
-        initial[rows] = first @ directions / size @ turn[:n_found]
+        initial[rows] = first @ directions * signal / size @ turn[:n_found]
     return torch.from_numpy(weight).float(), torch.from_numpy(initial).float()
 
 

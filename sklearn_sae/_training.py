@@ -107,6 +107,7 @@ class FreeInitialConditions(InitialConditions):
         self.model, self.trials = model, trials
         self.table = self._with_room_for_inputs(causes)
         self.adam = RowAdam(self.z0)
+        self.prior = Prior.from_samples(self.z0)
         self.dropout, self.generator = dropout, generator
         self.inputs_join = inputs_join
         self.damping = causes.new_full((len(causes),), FIRST_DAMPING)
@@ -146,7 +147,9 @@ class FreeInitialConditions(InitialConditions):
     def update(self, batch: Batch, learning_rate: float) -> None:
         rows = torch.as_tensor(batch.rows, device=self.table.device)
         assert self._leaf.grad is not None
-        self.adam.step(rows, self._leaf.grad.T, INITIAL_CONDITION_SPEED * learning_rate)
+        # The loss is that of the spikes, per entry.
+        pull = self.prior.of_first_state(self._leaf.detach())[0] / batch.n_observed()
+        self.adam.step(rows, self._leaf.grad.T - pull, INITIAL_CONDITION_SPEED * learning_rate)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
@@ -154,6 +157,7 @@ class FreeInitialConditions(InitialConditions):
         if self.waiting and n_done >= self.inputs_join:
             assert inputs is not None
             inputs.join()
+        self.prior = Prior.from_samples(self.z0)
         every = EPOCHS_BETWEEN_INPUTS if self.model.inferring else self.epochs_between_steps
         if n_done % every or (self.model.inferring and horizon == 1):
             return
@@ -190,6 +194,7 @@ class FreeInitialConditions(InitialConditions):
         if "damping" in state:
             self.damping.copy_(state["damping"])
         self.adam.load_state_dict(state)
+        self.prior = Prior.from_samples(self.z0)
 
 
 class EncodedInitialConditions(InitialConditions):

@@ -298,8 +298,8 @@ def test_spikes_are_not_in_the_file(est, left):
     assert size == {
         "model": weights,
         "initial_conditions": 24 * (3 * 2 + 1),
-        # Means and squares; bases and spreads of both sides of three matrices; steps.
-        "optimiser": 2 * weights + 2 * (16**2 + 3**2 + 2**2 + 17**2 + 6**2 + 3**2) + 1,
+        # Means and squares; a basis and a spread of each of three matrices; steps.
+        "optimiser": 2 * weights + 2 * ((16 * 3) ** 2 + (2 * 17) ** 2 + (6 * 3) ** 2) + 1,
         "loss_curve": 4,
     }
 

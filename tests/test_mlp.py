@@ -42,7 +42,7 @@ def test_forward_is_the_textbooks(activation):
     torch.testing.assert_close(mlp(z), torch.nn.Sequential(*layers[:-1])(z.T).T)
 
 
-@pytest.mark.parametrize("leading", [(), (4,), (2, 4)])
+@pytest.mark.parametrize("leading", [(), (4,)])
 def test_affine(leading):
     weight, x = normal(2, 4), normal(*leading, 3, 5, seed=2)
     expected = torch.einsum("oi,...it->...ot", weight[:, :3], x) + weight[:, 3, None]

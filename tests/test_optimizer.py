@@ -33,6 +33,12 @@ def follow(optimise, weights, gradients, learning_rate=0.1, clip_norm=None):
         optimise.step(learning_rate, clip_norm)
 
 
+@pytest.fixture
+def by_sides(monkeypatch):
+    """Treat small weights as large ones."""
+    monkeypatch.setattr(_optimizer, "LARGEST_WHOLE", 0)
+
+
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.95, 0.95)])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
@@ -63,12 +69,12 @@ def test_the_two_optimisers_on_offer():
     assert not Soap([], **OPTIMIZERS["adam"]).moments
     assert OPTIMIZERS["adam"]["betas"] == (0.9, 0.999)
     assert not OPTIMIZERS["adam"]["decoupled"]
-    weight = nn.Parameter(normal(3, 2))
+    weight = nn.Parameter(normal(3, 200))
     assert Soap([weight], **OPTIMIZERS["soap"]).moments[0].rotated == [0, 1]
     assert Soap([weight], **OPTIMIZERS["adam"]).moments[0].rotated == []
 
 
-def test_one_dimensional_weights_are_not_rotated():
+def test_one_dimensional_weights_are_not_rotated(by_sides):
     ours, gradients = weights_and_gradients(25, shapes=((6,),))
     plain = [nn.Parameter(weight.detach().clone()) for weight in ours]
     follow(Soap(ours), ours, gradients)
@@ -79,7 +85,7 @@ def test_one_dimensional_weights_are_not_rotated():
 @pytest.mark.parametrize(
     ("shape", "rotated"), [((4, 3), [0, 1]), ((6, 3), [1]), ((3, 6), [0]), ((6, 6), [])]
 )
-def test_long_sides_keep_their_own_basis(shape, rotated, monkeypatch):
+def test_long_sides_keep_their_own_basis(shape, rotated, by_sides, monkeypatch):
     monkeypatch.setattr(_optimizer, "LARGEST_ROTATED_SIDE", 5)
     ours, gradients = weights_and_gradients(25, shapes=(shape,))
     plain = [nn.Parameter(weight.detach().clone()) for weight in ours]
@@ -91,7 +97,7 @@ def test_long_sides_keep_their_own_basis(shape, rotated, monkeypatch):
     assert torch.equal(ours[0], plain[0]) == (not rotated)
 
 
-def test_bases_stay_orthonormal_and_follow_the_gradients():
+def test_bases_stay_orthonormal_and_follow_the_gradients(by_sides):
     # Gradients far larger along one mixed direction of each side.
     left, right = (torch.linalg.qr(normal(n, n, seed=n))[0] for n in (4, 3))
     gradients = []
@@ -149,8 +155,19 @@ def rotated_quadratic(n=12, condition=1e4):
     return loss, left @ right.T
 
 
-def steps_to(optimizer, target, most=3000):
-    loss, start = rotated_quadratic()
+def mixed_quadratic(n=4, condition=1e4):
+    """The same, but its directions are no products of those of rows and of columns."""
+    turn = torch.linalg.qr(normal(n * n, n * n, seed=1))[0]
+    curvature = torch.logspace(0, -np.log10(condition), n * n).double()
+
+    def loss(weight):
+        return 0.5 * (curvature * (turn.T @ weight.reshape(-1)).square()).sum()
+
+    return loss, (turn.sum(1)).reshape(n, n)
+
+
+def steps_to(optimizer, target, quadratic=rotated_quadratic, most=3000):
+    loss, start = quadratic()
     weight = nn.Parameter(start.clone())
     optimise = Soap([weight], **OPTIMIZERS[optimizer])
     first = loss(weight).item()
@@ -164,10 +181,31 @@ def steps_to(optimizer, target, most=3000):
     return most
 
 
-def test_soap_is_far_quicker_on_an_ill_conditioned_rotated_quadratic():
+def test_soap_is_far_quicker_on_an_ill_conditioned_rotated_quadratic(by_sides):
     soap, adam = steps_to("soap", 1e-6), steps_to("adam", 1e-6)
     assert soap < 300
     assert soap < adam / 3
+
+
+def test_a_small_weight_is_rotated_as_the_vector_of_its_numbers(monkeypatch):
+    ours, gradients = weights_and_gradients(25, shapes=((4, 3), (5,)))
+    optimise = Soap(ours)
+    assert [m.rotated for m in optimise.moments] == [[0], [0]]
+    assert [m.basis for m in optimise.moments] == [{}, {}]
+    follow(optimise, ours, gradients, clip_norm=0.5)
+    monkeypatch.setattr(_optimizer, "LARGEST_WHOLE", 0)
+    start = weights_and_gradients(0, shapes=((4, 3), (5,)))[0]
+    vectors = [nn.Parameter(weight.detach().reshape(-1, 1)) for weight in start]
+    as_vectors = [[g.reshape(-1, 1) for g in step] for step in gradients]
+    follow(Soap(vectors), vectors, as_vectors, clip_norm=0.5)
+    for weight, vector in zip(ours, vectors, strict=True):
+        torch.testing.assert_close(weight.reshape(-1, 1), vector)
+
+
+def test_that_is_quicker_where_rows_and_columns_go_together(monkeypatch):
+    whole = steps_to("soap", 1e-6, mixed_quadratic)
+    monkeypatch.setattr(_optimizer, "LARGEST_WHOLE", 0)
+    assert whole < steps_to("soap", 1e-6, mixed_quadratic) / 1.3
 
 
 def test_a_weight_without_gradient_is_left_alone():
@@ -188,7 +226,9 @@ def test_a_weight_without_gradient_is_left_alone():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("n_before", [0, 1, 9, 10, 25])
 def test_another_goes_on_from_its_state_to_the_last_bit(optimizer, n_before, monkeypatch):
-    # One side too long to be rotated; one weight that has no gradient before the twelfth step.
+    # One weight is rotated whole, of one a side is too long to be rotated, and one has no gradient
+    # before the twelfth step.
+    monkeypatch.setattr(_optimizer, "LARGEST_WHOLE", 5)
     monkeypatch.setattr(_optimizer, "LARGEST_ROTATED_SIDE", 6)
     first, gradients = weights_and_gradients(40, shapes=((4, 3), (5,), (7, 2), (3, 3)))
     for step in gradients[:12]:
@@ -221,7 +261,7 @@ def test_gradients_are_cleared_and_zero_ones_do_nothing():
     assert weight.requires_grad
 
 
-def test_clipping_is_by_the_norm_of_all():
+def test_clipping_is_by_the_norm_of_all(by_sides):
     ours, gradients = weights_and_gradients(5)
     scaled = [nn.Parameter(weight.detach().clone()) for weight in ours]
     norms = [torch.stack([g.norm() for g in step]).norm() for step in gradients]

@@ -71,7 +71,7 @@ class Setup:
             "device": CPU,
         }
         schedule = {
-            "learning_rate": 1e-2,
+            "learning_rate": 3e-2,
             "shape": "onecycle",
             "n_bins": self.trials.n_bins,
             "horizon_start": 5,
@@ -243,14 +243,31 @@ def test_free_initial_conditions_take_their_trials_rows():
     z0 = conditions.take(batch)
     assert torch.equal(z0, conditions.table[[7, 2]].T)
     before = conditions.table.clone()
-    (z0 * torch.tensor([[1.0, 0.0], [-2.0, 0.0]])).sum().backward()
+    (z0 * torch.tensor([[9.0, 0.0], [-9.0, 0.0]])).sum().backward()
     conditions.update(batch, 0.01)
     moved = conditions.table - before
     torch.testing.assert_close(
         moved[7], 0.01 * _training.INITIAL_CONDITION_SPEED * torch.tensor([-1.0, 1.0])
     )
-    moved[7] = 0
+    # Where spikes say nothing, the prior does.
+    pull = conditions.prior.precision @ (conditions.prior.mean - before[2])
+    torch.testing.assert_close(
+        moved[2], 0.01 * _training.INITIAL_CONDITION_SPEED * pull.sign(), rtol=1e-4, atol=1e-4
+    )
+    moved[[7, 2]] = 0
     assert not moved.any()
+
+
+def test_the_prior_pulls_as_hard_as_the_gradient_of_its_share_of_the_loss():
+    conditions = Setup().initial_conditions
+    batch = conditions.trials.batch(np.array([7, 2]), CPU)
+    z0 = conditions.take(batch)
+    (-conditions.prior.log_density(z0).sum() / batch.counts.numel()).backward()
+    by_hand, seen = conditions._leaf.grad.T, []
+    conditions._leaf.grad = torch.zeros_like(conditions._leaf)
+    conditions.adam.step = lambda rows, gradient, learning_rate: seen.append(gradient)
+    conditions.update(batch, 0.01)
+    torch.testing.assert_close(seen[0], by_hand)
 
 
 def test_now_and_then_initial_conditions_catch_up_with_the_weights():
