@@ -293,8 +293,8 @@ class Watch:
         self.spikes = data.spikes[data.validation]
         self.rows = []
 
-    def bind(self, model, validation, initial_conditions, device):
-        self.model, self.device = model, device
+    def bind(self, member, validation, device):
+        self.model, self.device = member.model, device
         return self
 
     def should_stop(self, record):

@@ -109,8 +109,8 @@ class Watch:
         )
         self.curve = []
 
-    def bind(self, model, validation, initial_conditions, device):
-        self.model, self.table = model, initial_conditions.table
+    def bind(self, member, validation, device):
+        self.model, self.table = member.model, member.initial_conditions.table
         self.start, self.off = clock(), 0.0
         return self
 

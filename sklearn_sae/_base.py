@@ -32,10 +32,11 @@ from ._training import (
     EncodedInitialConditions,
     FreeInitialConditions,
     InitialConditions,
+    Member,
     train,
 )
 from ._uncertainty import model_variance
-from ._validation import check_device, check_seed, check_trials
+from ._validation import check_device, check_seeds, check_trials
 
 __all__ = ["BaseSAE"]
 
@@ -47,6 +48,8 @@ LEARNED = (
     "model_",
     "training_initial_conditions_",
     "model_variance_",
+    "loss_curve_",
+    "init_scores_",
     "validation_scores_",
     "best_validation_score_",
     "dispersion_",
@@ -102,37 +105,25 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         of_counts = LIKELIHOODS[self.likelihood].of_counts
         trials = check_trials(self, X, inputs, reset=not continued, of_counts=of_counts)
         device = check_device(self.device)
-        seed = check_seed(self.random_state)
+        seeds = check_seeds(self.random_state, 1 if continued else self.n_init)
         checkpoint = None
         if self.checkpoint_path is not None:
-            checkpoint = Checkpoint(self.checkpoint_path, identify(self, trials, continued), seed)
-            seed = checkpoint.seed
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        training, validation = self._split(trials, seed)
+            checkpoint = Checkpoint(self.checkpoint_path, identify(self, trials, continued), seeds)
+            seeds = checkpoint.seeds
+        training, validation = self._split(trials, seeds)
 
-        if continued:
-            model, causes = self._continue(training, generator)
-        else:
+        if not continued:
             self._forget()
-            model, causes = self._start(training, seed, generator)
-        model.to(device)
-        initial_conditions = self._initial_conditions(model, training, causes.to(device), generator)
-        stopper = self._early_stopping(model, validation, initial_conditions, device)
+        members = [self._member(training, seed, continued, device) for seed in seeds]
+        watch = (self._early_stopping(member, validation, device) for member in members)
         state = FitState(
-            model,
-            initial_conditions,
-            self._optimiser(model, initial_conditions),
-            stopper,
-            generator,
-            self.loss_curve_,
+            members,
+            self._optimiser(members),
+            [stopper for stopper in watch if stopper is not None],
+            [[*self.loss_curve_] if continued else [] for _ in members],
         )
         finished = self._train(state, training, device, checkpoint)
-        if isinstance(initial_conditions, FreeInitialConditions):
-            self.training_initial_conditions_ = initial_conditions.z0.cpu().numpy().copy()
-            self.model_variance_ = model_variance(model, training, initial_conditions.causes)
-        self.model_ = model.cpu().requires_grad_(False)
-        for name, values in model.likelihood.learned().items():
-            setattr(self, name, values)
+        self._keep_best(state, training, validation, device)
         if finished and checkpoint is not None:
             checkpoint.remove()
         return self
@@ -157,20 +148,32 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """
         return self.fit(X, y, inputs=inputs).transform(X, inputs=inputs)
 
-    def _split(self, trials: Trials, seed: int) -> tuple[Trials, Trials | None]:
-        if not self.early_stopping:
+    def _split(self, trials: Trials, seeds: list[int]) -> tuple[Trials, Trials | None]:
+        """Trials to fit, and those to judge by when to stop or which model to keep."""
+        if not self.early_stopping and len(seeds) == 1:
             return trials, None
         rows = np.arange(len(trials))
         fit_rows, validation_rows = train_test_split(
-            rows, test_size=self.validation_fraction, random_state=seed
+            rows, test_size=self.validation_fraction, random_state=seeds[0]
         )
         return trials.subset(np.sort(fit_rows)), trials.subset(np.sort(validation_rows))
+
+    def _member(self, training: Trials, seed: int, continued: bool, device: torch.device) -> Member:
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        if continued:
+            model, causes = self._continue(training, generator)
+        else:
+            model, causes = self._start(training, seed, generator)
+        model.to(device)
+        causes = causes.to(device)
+        return Member(
+            model, self._initial_conditions(model, training, causes, generator), generator
+        )
 
     def _start(
         self, training: Trials, seed: int, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
         self.null_rates_ = training.mean_counts()
-        self.loss_curve_: list[float] = []
         likelihood = LIKELIHOODS[self.likelihood](training.n_neurons)
         likelihood.learn_null(training, self.null_rates_)
         model = self._build_model(generator, likelihood)
@@ -264,11 +267,17 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )
 
-    def _optimiser(
-        self, model: SequentialAutoencoder, initial_conditions: InitialConditions
-    ) -> Soap:
-        weights = model.generator_parameters() + initial_conditions.parameters()
-        return Soap(weights, weight_decay=self.weight_decay, **OPTIMIZERS[self.optimizer])
+    def _optimiser(self, members: list[Member]) -> Soap:
+        weights = [
+            weight
+            for member in members
+            for weight in (
+                *member.model.generator_parameters(),
+                *member.initial_conditions.parameters(),
+            )
+        ]
+        settings = OPTIMIZERS[self.optimizer]
+        return Soap(weights, n_models=len(members), weight_decay=self.weight_decay, **settings)
 
     def _train(
         self,
@@ -280,9 +289,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """Run the epochs; false if the user interrupted them."""
         self.n_iter_ = 0 if checkpoint is None else checkpoint.begin(state)
         records = train(
-            state.model,
+            state.members,
             training,
-            state.initial_conditions,
             Schedule(
                 learning_rate=self.learning_rate,
                 shape=self.learning_rate_schedule,
@@ -295,7 +303,6 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             clip_norm=self.clip_norm,
             batch_size=self._batch_size(training),
             max_epochs=self.max_epochs,
-            generator=state.generator,
             device=device,
             n_done=self.n_iter_,
         )
@@ -306,10 +313,12 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             try:
                 for record in records:
                     self.n_iter_ = record.epoch
-                    state.loss_curve.append(record.loss)
+                    for curve, loss in zip(state.loss_curves, record.losses, strict=True):
+                        curve.append(loss)
                     progress.update()
                     progress.set_postfix(loss=f"{record.loss:.4f}", horizon=record.horizon)
-                    if state.stopper is not None and state.stopper.should_stop(record):
+                    stops = [stopper.should_stop(record) for stopper in state.stoppers]
+                    if stops and all(stops):
                         break
                     if checkpoint is not None and record.epoch % self.checkpoint_every == 0:
                         checkpoint.write(state, record.epoch)
@@ -324,21 +333,54 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     ConvergenceWarning,
                     stacklevel=4,
                 )
-        if state.stopper is not None:
-            state.stopper.restore_best()
-            self.validation_scores_ = state.stopper.scores
-            self.best_validation_score_ = state.stopper.best_score
         return finished
+
+    def _keep_best(
+        self,
+        state: FitState,
+        training: Trials,
+        validation: Trials | None,
+        device: torch.device,
+    ) -> None:
+        """Be the member that does best on ``validation``, if there are several."""
+        for stopper in state.stoppers:
+            stopper.restore_best()
+        best = 0
+        if len(state.members) > 1:
+            assert validation is not None
+            scores = []
+            for member in state.members:
+                self._infer_as(member)
+                scores.append(self._held_out(self._chunks(member.model, validation, device)))
+            self.init_scores_ = np.array(scores)
+            best = int(np.argmax(np.nan_to_num(self.init_scores_, nan=-np.inf)))
+        member = state.members[best]
+        self._infer_as(member)
+        if isinstance(member.initial_conditions, FreeInitialConditions):
+            causes = member.initial_conditions.causes
+            self.model_variance_ = model_variance(member.model, training, causes)
+        self.model_ = member.model.cpu().requires_grad_(False)
+        for name, values in self.model_.likelihood.learned().items():
+            setattr(self, name, values)
+        self.loss_curve_ = state.loss_curves[best]
+        if state.stoppers:
+            self.validation_scores_ = state.stoppers[best].scores
+            self.best_validation_score_ = state.stoppers[best].best_score
+
+    def _infer_as(self, member: Member) -> None:
+        if isinstance(member.initial_conditions, FreeInitialConditions):
+            z0 = member.initial_conditions.z0
+            self.training_initial_conditions_ = z0.cpu().numpy().copy()
 
     def _early_stopping(
         self,
-        model: SequentialAutoencoder,
+        member: Member,
         validation: Trials | None,
-        initial_conditions: InitialConditions,
         device: torch.device,
     ) -> EarlyStopping | None:
-        if validation is None:
+        if validation is None or not self.early_stopping:
             return None
+        model, initial_conditions = member.model, member.initial_conditions
         z0 = table = None
         if isinstance(initial_conditions, FreeInitialConditions):
             z0, table = initial_conditions.z0, initial_conditions.table

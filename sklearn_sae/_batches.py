@@ -67,9 +67,25 @@ class Batch:
         mask = torch.cat([self.observed(), unseen.bool()])
         return replace(self, counts=torch.cat([self.counts, unseen]), mask=mask)
 
+    @classmethod
+    def of_several(cls, batches: Sequence[Batch]) -> Batch:
+        """Batches of several models, whose axis is the one before that of neurons; no inputs."""
+        mask = None
+        if any(batch.mask is not None for batch in batches):
+            mask = torch.stack([batch.observed() for batch in batches], dim=1)
+        return cls(
+            torch.stack([batch.counts for batch in batches], dim=1),
+            mask,
+            np.stack([batch.lengths for batch in batches]),
+            np.stack([batch.rows for batch in batches]),
+        )
+
     def n_observed(self) -> Tensor | int:
-        """Entries that were observed, at least 1."""
-        return self.counts.numel() if self.mask is None else self.mask.sum().clamp(min=1)
+        """Entries that were observed, at least 1; of each model, if there are several."""
+        if self.mask is None:
+            n_bins, *_, n_neurons, n_trials = self.counts.shape
+            return n_bins * n_neurons * n_trials
+        return self.mask.sum((0, -2, -1)).clamp(min=1)
 
     def observed(self) -> Tensor:
         """The mask, also where everything was observed."""

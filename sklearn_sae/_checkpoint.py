@@ -16,10 +16,9 @@ from . import __version__
 from ._batches import Trials
 from ._early_stopping import EarlyStopping
 from ._json import decode, encode_parameters
-from ._model import SequentialAutoencoder
 from ._optimizer import Soap
 from ._storage import checksum, read, write
-from ._training import InitialConditions
+from ._training import Member
 
 __all__ = ["Checkpoint", "FitState", "identify"]
 
@@ -29,56 +28,58 @@ FREE = ("checkpoint_path", "checkpoint_every", "device", "verbose")
 
 @dataclass
 class FitState:
-    """All that the next epoch depends on, and what the last ones have left for the user."""
+    """All that the next epoch depends on, and what the last ones have left for the user.
 
-    model: SequentialAutoencoder
-    initial_conditions: InitialConditions
+    Of every member; ``stoppers`` are none without early stopping.
+    """
+
+    members: list[Member]
     optimiser: Soap
-    stopper: EarlyStopping | None
-    generator: torch.Generator
-    loss_curve: list[float]
+    stoppers: list[EarlyStopping]
+    loss_curves: list[list[float]]
 
     def state_dict(self) -> dict[str, Tensor]:
         """As named tensors; not a copy."""
-        state = {
-            "generator": self.generator.get_state(),
-            "loss_curve": torch.tensor(self.loss_curve, dtype=torch.float64, device="cpu"),
-        }
-        for part, holder in self._parts().items():
-            state |= {f"{part}.{name}": value for name, value in holder.state_dict().items()}
+        state = {f"optimiser.{name}": value for name, value in self.optimiser.state_dict().items()}
+        for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
+            state[f"{i}.generator"] = member.generator.get_state()
+            state[f"{i}.loss_curve"] = torch.tensor(curve, dtype=torch.float64, device="cpu")
+            for part, holder in self._parts(i).items():
+                state |= {f"{part}.{name}": value for name, value in holder.state_dict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Become as the fit was whose ``state_dict`` this is."""
-        self.generator.set_state(state["generator"])
-        self.loss_curve[:] = state["loss_curve"].tolist()
-        for part, holder in self._parts().items():
-            prefix = f"{part}."
-            holder.load_state_dict(
-                {
-                    name.removeprefix(prefix): value
-                    for name, value in state.items()
-                    if name.startswith(prefix)
-                }
-            )
+        self.optimiser.load_state_dict(_part("optimiser", state))
+        for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
+            member.generator.set_state(state[f"{i}.generator"])
+            curve[:] = state[f"{i}.loss_curve"].tolist()
+            for part, holder in self._parts(i).items():
+                holder.load_state_dict(_part(part, state))
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {
-            "model": self.model,
-            "initial_conditions": self.initial_conditions,
-            "optimiser": self.optimiser,
+    def _parts(self, i: int) -> dict[str, Any]:
+        parts: dict[str, Any] = {
+            f"{i}.model": self.members[i].model,
+            f"{i}.initial_conditions": self.members[i].initial_conditions,
         }
-        return parts if self.stopper is None else parts | {"stopper": self.stopper}
+        return parts | {f"{i}.stopper": self.stoppers[i]} if self.stoppers else parts
+
+
+def _part(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    prefix = f"{part}."
+    return {
+        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
+    }
 
 
 class Checkpoint:
     """The file of one fit; in a folder, that fit's own among those of others.
 
     ``identity`` tells it from the files of other fits, which are neither used nor replaced. The
-    attribute ``seed`` is that of the file if there is one, else the one given.
+    attribute ``seeds`` is those of the file if there is one, else those given.
     """
 
-    def __init__(self, path: str | os.PathLike[str], identity: dict, seed: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], identity: dict, seeds: list[int]) -> None:
         self.path = Path(path).resolve()
         if self.path.is_dir():
             self.path /= f"{identity['class']}-{checksum(identity, {})[:16]}.safetensors"
@@ -86,7 +87,7 @@ class Checkpoint:
             raise FileNotFoundError(f"checkpoint_path: there is no folder {path}. Make it first.")
         self.identity = identity
         self.found = self._read()
-        self.seed: int = seed if self.found is None else self.found[0]["seed"]
+        self.seeds: list[int] = seeds if self.found is None else self.found[0]["seeds"]
 
     def begin(self, state: FitState) -> int:
         """Give a fresh ``state`` what the file holds; returns how many epochs are done.
@@ -117,7 +118,7 @@ class Checkpoint:
         tensors = state.state_dict()
         content = {
             "checkpoint": self.identity,
-            "seed": self.seed,
+            "seeds": self.seeds,
             "n_done": n_done,
             # Results differ in their last bits with the order in memory that a tensor has.
             "strides": {name: list(tensor.stride()) for name, tensor in tensors.items()},

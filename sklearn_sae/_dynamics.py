@@ -8,16 +8,32 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchdiffeq import odeint, odeint_adjoint
 
-from ._explicit import TABLEAUS, Tableau, compose, explicit_step_with_jacobian, rollout_mlp
+from ._explicit import (
+    TABLEAUS,
+    Tableau,
+    compose,
+    explicit_step_with_jacobian,
+    rollout_mlp,
+    rollout_mlps,
+)
 from ._mlp import MLP, StateMap, affine, uniform_weight
 
-__all__ = ["SOLVERS", "Dynamics", "GRUCell", "NeuralODE", "RecurrentDynamics", "TanhCell"]
+__all__ = [
+    "SOLVERS",
+    "Dynamics",
+    "GRUCell",
+    "NeuralODE",
+    "RecurrentDynamics",
+    "TanhCell",
+    "rollouts",
+]
 
 FIXED_STEP_SOLVERS = (
     "euler",
@@ -41,6 +57,11 @@ class Dynamics(nn.Module):
     #: Size of the latents at which training should start (saturating cells live within +-1).
     latent_scale = 1.0
 
+    @property
+    def explicit(self) -> tuple[MLP, Tableau, int, float] | None:
+        """Perceptron, tableau, steps in a bin and their size, if that is all there is to it."""
+        return None
+
     @abstractmethod
     def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
         """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``.
@@ -55,6 +76,28 @@ class Dynamics(nn.Module):
     @abstractmethod
     def step_jacobian(self, z: Tensor) -> Tensor:
         """Jacobians ``(n_latents out, n_latents in, n_trials)`` of ``step`` at columns of ``z``."""
+
+
+def rollouts(
+    dynamics: Sequence[Dynamics],
+    z0: Sequence[Tensor],
+    n_bins: int,
+    kicks: Sequence[Tensor | None],
+) -> Tensor:
+    """Of several dynamics that differ in their weights only; at once if they are explicit.
+
+    Returns ``(n_bins, n_models, n_latents, n_trials)``.
+    """
+    explicit = [each.explicit for each in dynamics]
+    if explicit[0] is None:
+        latents = [
+            each.rollout(start, n_bins, jumps)
+            for each, start, jumps in zip(dynamics, z0, kicks, strict=True)
+        ]
+        return torch.stack(latents, dim=1)
+    mlps = [each[0] for each in explicit if each is not None]
+    jumps = [each for each in kicks if each is not None]
+    return rollout_mlps(mlps, z0, n_bins, *explicit[0][1:], jumps or None)
 
 
 class NeuralODE(Dynamics):
@@ -82,17 +125,17 @@ class NeuralODE(Dynamics):
         """Rate of change of the latents, per bin."""
         return self.mlp(z) / self.time_scale
 
+    @property
+    def explicit(self) -> tuple[MLP, Tableau, int, float] | None:
+        if self.solver not in TABLEAUS or self.adjoint:
+            return None
+        step_size = 1 / (self.time_scale * self.n_substeps)
+        return self.mlp, TABLEAUS[self.solver], self.n_substeps, step_size
+
     def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
-        if self.solver in TABLEAUS and not self.adjoint:
-            return rollout_mlp(
-                self.mlp,
-                z0,
-                n_bins,
-                TABLEAUS[self.solver],
-                self.n_substeps,
-                1 / (self.time_scale * self.n_substeps),
-                kicks,
-            )
+        if self.explicit is not None:
+            mlp, tableau, n_substeps, step_size = self.explicit
+            return rollout_mlp(mlp, z0, n_bins, tableau, n_substeps, step_size, kicks)
         if kicks is None:
             return self._rollout_torchdiffeq(z0, n_bins)
         latents = [z0]
@@ -148,9 +191,16 @@ class RecurrentDynamics(Dynamics):
         saturates = residual is None and not isinstance(cell, MLP)
         self.latent_scale = 0.5 if saturates else 1.0
 
+    @property
+    def explicit(self) -> tuple[MLP, Tableau, int, float] | None:
+        if self.residual is None or not isinstance(self.cell, MLP):
+            return None
+        return self.cell, TABLEAUS["euler"], 1, self.residual
+
     def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
-        if self.residual is not None and isinstance(self.cell, MLP):
-            return rollout_mlp(self.cell, z0, n_bins, TABLEAUS["euler"], 1, self.residual, kicks)
+        if self.explicit is not None:
+            mlp, tableau, n_substeps, step_size = self.explicit
+            return rollout_mlp(mlp, z0, n_bins, tableau, n_substeps, step_size, kicks)
         latents = [z0]
         for t in range(n_bins - 1):
             z = latents[-1]

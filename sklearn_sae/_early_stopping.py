@@ -76,7 +76,9 @@ class EarlyStopping:
         self._best: dict[str, Tensor] = {}
 
     def should_stop(self, record: Record) -> bool:
-        """Score the validation trials after an epoch; true if it is time to stop."""
+        """Score the validation trials after an epoch; true if it is time to stop, or was."""
+        if self.n_without_gain >= self.patience:
+            return True
         if not record.complete:
             return False
         score = self.score()

@@ -44,6 +44,7 @@ COMMON_CONSTRAINTS: dict = {
     "clip_norm": [POSITIVE, None],
     "batch_size": [COUNT, StrOptions({"auto"})],
     "max_epochs": [COUNT],
+    "n_init": [COUNT],
     "horizon_start": [COUNT],
     "horizon_step": [COUNT],
     "horizon_growth": [Interval(Real, 0, 1, closed="both")],
@@ -176,6 +177,12 @@ class NODESAE(BaseSAE):
     max_epochs : int, default=225
         Passes over the training trials.
 
+    n_init : int, default=1
+        Models to fit, from one seed after the other; the one with the best ``score`` on
+        ``validation_fraction`` of the trials, held out for that, is kept. They are trained
+        together, which takes much less than ``n_init`` times as long while trials are few. A fit
+        that goes on from another (``warm_start``) has one model only.
+
     horizon_start : int, default=10
         Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
         useless gradients, so the horizon grows.
@@ -192,7 +199,7 @@ class NODESAE(BaseSAE):
         from when the horizon is full.
 
     validation_fraction : float, default=0.1
-        Share of the trials held out if ``early_stopping``.
+        Share of the trials held out if ``early_stopping``, or if ``n_init`` is 2 or more.
 
     n_iter_no_change : int, default=20
         Epochs without a gain of ``tol`` before stopping, if ``early_stopping``.
@@ -222,8 +229,9 @@ class NODESAE(BaseSAE):
         anywhere.
 
     random_state : int, RandomState instance or None, default=None
-        Decides weights, batches and dropout. On a CPU, two fits with one int and the same number of
-        threads agree to the last bit.
+        Decides weights, batches and dropout. With an int, the models of ``n_init`` are those of
+        ``random_state``, ``random_state + 1`` and so on. On a CPU, two fits with one int and the
+        same number of threads agree to the last bit.
 
     verbose : bool, default=False
         Show a progress bar with loss and horizon.
@@ -251,6 +259,8 @@ class NODESAE(BaseSAE):
         horizon; without the log(counts!) of counts.
     n_iter_ : int
         Epochs run by the last ``fit``.
+    init_scores_ : ndarray of shape (n_init,)
+        The held-out ``score`` of every model; only if ``n_init`` is 2 or more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
@@ -336,6 +346,7 @@ class NODESAE(BaseSAE):
         clip_norm=1.0,
         batch_size="auto",
         max_epochs=225,
+        n_init=1,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,
@@ -374,6 +385,7 @@ class NODESAE(BaseSAE):
         self.clip_norm = clip_norm
         self.batch_size = batch_size
         self.max_epochs = max_epochs
+        self.n_init = n_init
         self.horizon_start = horizon_start
         self.horizon_step = horizon_step
         self.horizon_growth = horizon_growth
@@ -507,6 +519,12 @@ class RNNSAE(BaseSAE):
     max_epochs : int, default=225
         Passes over the training trials.
 
+    n_init : int, default=1
+        Models to fit, from one seed after the other; the one with the best ``score`` on
+        ``validation_fraction`` of the trials, held out for that, is kept. They are trained
+        together, which takes much less than ``n_init`` times as long while trials are few. A fit
+        that goes on from another (``warm_start``) has one model only.
+
     horizon_start : int, default=10
         Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
         useless gradients, so the horizon grows.
@@ -523,7 +541,7 @@ class RNNSAE(BaseSAE):
         from when the horizon is full.
 
     validation_fraction : float, default=0.1
-        Share of the trials held out if ``early_stopping``.
+        Share of the trials held out if ``early_stopping``, or if ``n_init`` is 2 or more.
 
     n_iter_no_change : int, default=20
         Epochs without a gain of ``tol`` before stopping, if ``early_stopping``.
@@ -553,8 +571,9 @@ class RNNSAE(BaseSAE):
         anywhere.
 
     random_state : int, RandomState instance or None, default=None
-        Decides weights, batches and dropout. On a CPU, two fits with one int and the same number of
-        threads agree to the last bit.
+        Decides weights, batches and dropout. With an int, the models of ``n_init`` are those of
+        ``random_state``, ``random_state + 1`` and so on. On a CPU, two fits with one int and the
+        same number of threads agree to the last bit.
 
     verbose : bool, default=False
         Show a progress bar with loss and horizon.
@@ -582,6 +601,8 @@ class RNNSAE(BaseSAE):
         horizon; without the log(counts!) of counts.
     n_iter_ : int
         Epochs run by the last ``fit``.
+    init_scores_ : ndarray of shape (n_init,)
+        The held-out ``score`` of every model; only if ``n_init`` is 2 or more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
@@ -658,6 +679,7 @@ class RNNSAE(BaseSAE):
         clip_norm=1.0,
         batch_size="auto",
         max_epochs=225,
+        n_init=1,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,
@@ -692,6 +714,7 @@ class RNNSAE(BaseSAE):
         self.clip_norm = clip_norm
         self.batch_size = batch_size
         self.max_epochs = max_epochs
+        self.n_init = n_init
         self.horizon_start = horizon_start
         self.horizon_step = horizon_step
         self.horizon_growth = horizon_growth

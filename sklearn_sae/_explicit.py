@@ -18,7 +18,14 @@ from torch.autograd.function import once_differentiable
 
 from ._mlp import MLP
 
-__all__ = ["TABLEAUS", "Tableau", "compose", "explicit_step_with_jacobian", "rollout_mlp"]
+__all__ = [
+    "TABLEAUS",
+    "Tableau",
+    "compose",
+    "explicit_step_with_jacobian",
+    "rollout_mlp",
+    "rollout_mlps",
+]
 
 
 class Tableau(NamedTuple):
@@ -81,24 +88,54 @@ def rollout_mlp(
     ``(n_bins - 1, n_latents, n_trials)``. Returns the latents ``(n_bins, n_latents, n_trials)``, of
     which the first is ``z0``.
     """
-    weights = list(mlp.weights)
+    steps = n_bins, tableau, n_substeps
+    return _rollout([*mlp.weights], mlp.activation, z0, kicks, steps, step_size)
+
+
+def rollout_mlps(
+    mlps: Sequence[MLP],
+    z0: Sequence[Tensor],
+    n_bins: int,
+    tableau: Tableau,
+    n_substeps: int,
+    step_size: float,
+    kicks: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The same of several perceptrons of one shape, each from its ``z0``, in the time of few.
+
+    Returns ``(n_bins, n_models, n_latents, n_trials)``.
+    """
+    weights = [torch.stack(of_all) for of_all in zip(*(mlp.weights for mlp in mlps), strict=True)]
+    together = None if kicks is None else torch.stack([*kicks], dim=1)
+    steps = n_bins, tableau, n_substeps
+    activation = mlps[0].activation
+    return _rollout(weights, activation, torch.stack([*z0]), together, steps, step_size)
+
+
+def _rollout(
+    weights: list[Tensor],
+    activation: str,
+    z0: Tensor,
+    kicks: Tensor | None,
+    steps: tuple[int, Tableau, int],
+    step_size: float,
+) -> Tensor:
     if not torch.is_grad_enabled():
         # The function below keeps what its backward pass needs whenever an input requires grad.
         z0, weights = z0.detach(), [weight.detach() for weight in weights]
         kicks = None if kicks is None else kicks.detach()
-    weights[-1] = weights[-1] * step_size
-    activation = mlp.activation
+    weights = [*weights[:-1], weights[-1] * step_size]
     if activation == "tanh":
         activation, weights = "sigmoid", _tanh_as_sigmoid(weights)
-    return _Rollout.apply(z0, kicks, n_bins, tableau, n_substeps, activation, *weights)
+    return _Rollout.apply(z0, kicks, *steps, activation, *weights)
 
 
 def _tanh_as_sigmoid(weights: list[Tensor]) -> list[Tensor]:
     first, *later = weights
     folded = [first]
     for weight in later:
-        kernel, bias = weight[:, :-1], weight[:, -1:]
-        folded.append(torch.cat([2 * kernel, bias - kernel.sum(1, keepdim=True)], dim=1))
+        kernel, bias = weight[..., :-1], weight[..., -1:]
+        folded.append(torch.cat([2 * kernel, bias - kernel.sum(-1, keepdim=True)], dim=-1))
     return [2 * weight for weight in folded[:-1]] + folded[-1:]
 
 
@@ -123,12 +160,14 @@ def _activation_backward_(activation: str, gradient: Tensor, output: Tensor) -> 
 
 def _with_ones(z: Tensor, n: int, size: int) -> Tensor:
     """``n`` uninitialised ``(size + 1, n_trials)`` blocks whose last row is one, for the biases."""
-    block = z.new_empty(n, size + 1, z.shape[1])
-    block[:, size] = 1
+    block = z.new_empty(n, *z.shape[:-2], size + 1, z.shape[-1])
+    block[..., size, :] = 1
     return block
 
 
 class _Rollout(torch.autograd.Function):
+    """Of one model, or of several: their axis then is the first of weights and states."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -140,7 +179,7 @@ class _Rollout(torch.autograd.Function):
         activation: str,
         *weights: Tensor,
     ) -> Tensor:
-        n_latents = z0.shape[0]
+        n_latents = z0.shape[-2]
         n_evaluations = (n_bins - 1) * n_substeps * len(tableau.b)
         keep = any(ctx.needs_input_grad)
         states = _with_ones(z0, n_evaluations if keep else 1, n_latents)
@@ -148,7 +187,7 @@ class _Rollout(torch.autograd.Function):
         stages = [torch.empty_like(z0) for _ in tableau.b]
         latents = z0.new_empty(n_bins, *z0.shape)
         latents[0] = z0
-        inputs, without_ones = states.unbind(), states[:, :n_latents].unbind()
+        inputs, without_ones = states.unbind(), states[..., :n_latents, :].unbind()
         bins = latents.unbind()
         i = 0
         for t in range(1, n_bins):
@@ -156,7 +195,7 @@ class _Rollout(torch.autograd.Function):
             for _ in range(n_substeps):
                 for row, k in zip(tableau.a, stages, strict=True):
                     _combine(z, row, stages, out=without_ones[i])
-                    torch.mm(weights[-1], layers.forward(inputs[i]), out=k)
+                    layers.product(weights[-1], layers.forward(inputs[i]), out=k)
                     i += keep
                 _combine(z, tableau.b, stages, out=bins[t])
                 z = bins[t]
@@ -216,22 +255,25 @@ class _Layers:
 
     def __init__(self, weights: Sequence[Tensor], activation: str, z: Tensor) -> None:
         self.weights, self.activation = weights, activation
-        sizes = [len(weight) for weight in weights[:-1]]
+        single = z.ndim == 2
+        self.product = torch.mm if single else torch.bmm
+        self.add_product = Tensor.addmm_ if single else Tensor.baddbmm_
+        sizes = [weight.shape[-2] for weight in weights[:-1]]
         self.hidden = [_with_ones(z, 1, size)[0] for size in sizes]
-        self.units = [h[:-1] for h in self.hidden]
+        self.units = [h[..., :-1, :] for h in self.hidden]
         self.d_units = [torch.empty_like(h) for h in self.units]
-        self.kernels_t = [weight[:, :-1].T for weight in weights]
+        self.kernels_t = [weight[..., :-1].mT for weight in weights]
         # Of thin matrices' products, wide ones take a third of the time of tall ones.
-        self.tall = [weight.shape[0] > weight.shape[1] for weight in weights]
+        self.tall = [weight.shape[-2] > weight.shape[-1] for weight in weights]
         self.d_wide = [
-            torch.zeros_like(weight.T if tall else weight, memory_format=torch.contiguous_format)
+            torch.zeros_like(weight.mT if tall else weight, memory_format=torch.contiguous_format)
             for weight, tall in zip(weights, self.tall, strict=True)
         ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden units that the last layer acts on, with a row of ones."""
         for weight, h, units in zip(self.weights, self.hidden, self.units, strict=False):
-            torch.mm(weight, x, out=units)
+            self.product(weight, x, out=units)
             _activate_(self.activation, units)
             x = h
         return x
@@ -242,17 +284,17 @@ class _Layers:
         below = [x, *self.hidden]
         for layer in reversed(range(len(self.weights))):
             if self.tall[layer]:
-                self.d_wide[layer].addmm_(below[layer], d_output.T)
+                self.add_product(self.d_wide[layer], below[layer], d_output.mT)
             else:
-                self.d_wide[layer].addmm_(d_output, below[layer].T)
+                self.add_product(self.d_wide[layer], d_output, below[layer].mT)
             d_below = self.d_units[layer - 1] if layer else out
-            torch.mm(self.kernels_t[layer], d_output, out=d_below)
+            self.product(self.kernels_t[layer], d_output, out=d_below)
             if layer:
                 _activation_backward_(self.activation, d_below, self.units[layer - 1])
             d_output = d_below
 
     def d_weights(self) -> list[Tensor]:
-        return [d.T if tall else d for d, tall in zip(self.d_wide, self.tall, strict=True)]
+        return [d.mT if tall else d for d, tall in zip(self.d_wide, self.tall, strict=True)]
 
 
 def _combine(z: Tensor, coefficients: tuple[float, ...], stages: list[Tensor], out: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ._batches import Batch
+from ._batches import Batch, Trials
 from ._inference import best_start, refine, trials_at_once
 from ._inputs import Inputs
 from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
@@ -171,8 +171,12 @@ class FittedMixin:
         ----------
         .. [1] Pei et al., "Neural Latents Benchmark '21", NeurIPS Datasets and Benchmarks 2021.
         """
+        return self._held_out(self._batches(X, inputs))
+
+    def _held_out(self, batches: Iterable[tuple[SequentialAutoencoder, Batch]]) -> float:
+        """The score of trials, given the model and all batches of them."""
         sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for model, batch in self._batches(X, inputs):
+        for model, batch in batches:
             hidden = hidden_entries(batch, SCORE_FRACTION)
             seen = batch.hide(hidden)
             output = self._output(model, self._infer(model, seen), seen)
@@ -410,6 +414,12 @@ class FittedMixin:
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
+        yield from self._chunks(model, trials, device, n_ahead)
+
+    @staticmethod
+    def _chunks(
+        model: SequentialAutoencoder, trials: Trials, device: torch.device, n_ahead: int = 0
+    ) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
         with torch.no_grad():
             for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
                 yield model, batch

@@ -22,7 +22,8 @@ def log_likelihood(
 ) -> Tensor:
     """Log-likelihood of every trial over its observed entries, but for its normaliser.
 
-    ``output`` of the readout, ``counts`` and ``mask`` are ``(n_bins, n_neurons, n_trials)``.
+    ``output`` of the readout, ``counts`` and ``mask`` are ``(n_bins, [n_models,] n_neurons,
+    n_trials)``.
     """
     if mask is not None:
         # Before the exponential: rates may overflow where nothing was observed, and inf * 0 is NaN.
@@ -30,12 +31,12 @@ def log_likelihood(
     terms = likelihood.log_density(output, counts)
     if mask is not None:
         terms = terms * mask
-    return terms.sum(dim=(0, 1))
+    return terms.sum(dim=(0, -2))
 
 
 def mean_loss(likelihood: Likelihood, output: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood per observed entry: what training minimises."""
-    return -_whole(likelihood, output, batch, batch.mask).sum() / batch.n_observed()
+    """Negative log-likelihood per observed entry: what training minimises; one of each model."""
+    return -_whole(likelihood, output, batch, batch.mask).sum(-1) / batch.n_observed()
 
 
 def hidden_entries(batch: Batch, fraction: float) -> Tensor:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._dynamics import Dynamics
+from ._dynamics import Dynamics, rollouts
 from ._encoder import Encoder
 from ._inputs import Inputs
 from ._likelihoods import Likelihood
 from ._readout import Readout
 
-__all__ = ["SequentialAutoencoder"]
+__all__ = ["SequentialAutoencoder", "outputs"]
 
 
 class SequentialAutoencoder(nn.Module):
@@ -60,12 +61,17 @@ class SequentialAutoencoder(nn.Module):
 
         ``known`` inputs are ``(n_bins, n_known, n_trials)``.
         """
+        return self.dynamics.rollout(*self.driven(causes, n_bins, known))
+
+    def driven(
+        self, causes: Tensor, n_bins: int, known: Tensor | None
+    ) -> tuple[Tensor, int, Tensor | None]:
+        """What the dynamics are rolled out from: initial conditions, bins, and kicks if any."""
         z0 = causes[: self.readout.n_latents]
         if self.inputs is None:
-            return self.dynamics.rollout(z0, n_bins)
+            return z0, n_bins, None
         known = None if known is None else known[:n_bins]
-        kicks = self.inputs.kicks(known, self.inferred_inputs(causes, n_bins))
-        return self.dynamics.rollout(z0, n_bins, kicks)
+        return z0, n_bins, self.inputs.kicks(known, self.inferred_inputs(causes, n_bins))
 
     def output(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
         """The readout's output ``(n_bins, n_neurons, n_trials)``.
@@ -101,3 +107,25 @@ class SequentialAutoencoder(nn.Module):
             return causes
         zeros = causes.new_zeros((n_bins - 1) * self.n_inferred, causes.shape[1])
         return torch.cat([causes, zeros])
+
+
+def outputs(
+    models: Sequence[SequentialAutoencoder],
+    causes: Sequence[Tensor],
+    n_bins: int,
+    known: Sequence[Tensor | None],
+) -> Tensor:
+    """Of several models that differ in their numbers only.
+
+    Returns ``(n_bins, n_models, n_neurons, n_trials)``.
+    """
+    z0, _, kicks = zip(
+        *(
+            model.driven(theirs, n_bins, inputs)
+            for model, theirs, inputs in zip(models, causes, known, strict=True)
+        ),
+        strict=True,
+    )
+    latents = rollouts([model.dynamics for model in models], z0, n_bins, kicks)
+    weight = torch.stack([model.readout.weight for model in models])
+    return weight[..., :-1] @ latents + weight[..., -1:]

@@ -14,7 +14,7 @@ decay: Loshchilov & Hutter, ICLR 2019.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,38 +27,53 @@ LARGEST_ROTATED_SIDE = 256
 #: Smaller weights are rotated as one vector, which knows how rows and columns go together. Of
 #: larger ones too few gradients are remembered for that.
 LARGEST_WHOLE = 256
-STEPS_BETWEEN_ROTATIONS = 10
+#: Share of all gradients below which a direction is taken to have none.
+STILL = 1e-5
+STEPS_BETWEEN_ROTATIONS = 20
 
 
 class _Moments:
-    """Running moments of one weight's gradient and, for SOAP, the bases they live in."""
+    """Running moments of one weight's gradient and, for SOAP, the bases they live in.
+
+    The first axis is that of models, which know nothing of each other.
+    """
 
     def __init__(self, weight: Tensor, rotate: bool) -> None:
-        if rotate and weight.numel() <= LARGEST_WHOLE:
-            weight = weight.reshape(-1, 1)
+        if rotate and weight[0].numel() <= LARGEST_WHOLE:
+            weight = weight.reshape(len(weight), -1, 1)
         self.mean = torch.zeros_like(weight)
         self.square = torch.zeros_like(weight)
-        sides = range(weight.ndim) if rotate and weight.ndim == 2 else ()
+        sides = (1, 2) if rotate and weight.ndim == 3 else ()
         self.rotated = [s for s in sides if 1 < weight.shape[s] <= LARGEST_ROTATED_SIDE]
         self.spread: dict[int, Tensor] = {}
         self.basis: dict[int, Tensor] = {}
 
     def track(self, gradient: Tensor, decay: float) -> None:
         for side in self.rotated:
-            spread = gradient @ gradient.T if side == 0 else gradient.T @ gradient
+            pair = (gradient, gradient.mT) if side == 1 else (gradient.mT, gradient)
             if side in self.spread:
-                self.spread[side].lerp_(spread, 1 - decay)
+                self.spread[side].baddbmm_(*pair, beta=decay, alpha=1 - decay)
             else:
-                self.spread[side] = spread
-                self.basis[side] = torch.linalg.eigh(spread)[1].flip(1)
+                self.spread[side] = pair[0] @ pair[1]
+                self.basis[side] = torch.eye(
+                    pair[0].shape[1], dtype=gradient.dtype, device=gradient.device
+                ).repeat(len(gradient), 1, 1)
+                self._rotate(side)
 
     def refresh_bases(self) -> None:
         """One power iteration towards the eigenbasis, kept in order of the eigenvalues."""
         for side in self.rotated:
-            spread, basis = self.spread[side], self.basis[side]
-            order = (basis * (spread @ basis)).sum(dim=0).argsort(descending=True)
-            self.square = self.square.index_select(side, order)
-            self.basis[side] = torch.linalg.qr(spread @ basis[:, order])[0]
+            self._rotate(side)
+
+    def _rotate(self, side: int) -> None:
+        spread, basis = self.spread[side], self.basis[side]
+        # Directions without gradients stay; turned by rounding errors, they would turn the fit.
+        still = STILL * spread.diagonal(dim1=1, dim2=2).sum(1)
+        turned = spread @ basis + still[:, None, None] * basis
+        order = (basis * turned).sum(dim=1).argsort(descending=True, stable=True)
+        of_square = order[:, :, None] if side == 1 else order[:, None]
+        self.square = self.square.gather(side, of_square.expand_as(self.square))
+        self.basis[side] = torch.linalg.qr(turned.gather(2, order[:, None].expand_as(turned)))[0]
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"mean": self.mean, "square": self.square}
@@ -72,66 +87,87 @@ class _Moments:
         self.spread = {side: state[f"spread{side}"] for side in sides}
         self.basis = {side: state[f"basis{side}"] for side in sides}
 
-    def into_basis(self, x: Tensor) -> Tensor:
-        if 0 in self.basis:
-            x = self.basis[0].T @ x
-        return x @ self.basis[1] if 1 in self.basis else x
+    def into_basis(self, *several: Tensor) -> Sequence[Tensor]:
+        xs: Sequence[Tensor] = several
+        if 1 in self.basis:
+            # A large basis costs time to read.
+            xs = (self.basis[1].mT @ torch.cat(several, dim=2)).chunk(len(xs), dim=2)
+        return [x @ self.basis[2] for x in xs] if 2 in self.basis else xs
 
     def out_of_basis(self, x: Tensor) -> Tensor:
-        if 0 in self.basis:
-            x = self.basis[0] @ x
-        return x @ self.basis[1].T if 1 in self.basis else x
+        if 1 in self.basis:
+            x = self.basis[1] @ x
+        return x @ self.basis[2].mT if 2 in self.basis else x
 
 
 class Soap:
     """Optimise weights by Adam in rotating eigenbases; ``rotate=False`` leaves plain Adam.
 
-    Weight decay is decoupled, or else an L2 penalty.
+    Weight decay is decoupled, or else an L2 penalty. The ``weights`` may be those of ``n_models``
+    of one shape, one model after the other: each goes its own way.
     """
 
     def __init__(
         self,
         weights: Iterable[nn.Parameter],
         *,
+        n_models: int = 1,
         rotate: bool = True,
         betas: tuple[float, float] = (0.95, 0.95),
         weight_decay: float = 0.0,
         decoupled: bool = True,
         eps: float = 1e-8,
     ) -> None:
-        self.weights = list(weights)
+        weights = list(weights)
         self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
         self.decoupled = decoupled
-        self.moments = [_Moments(weight, rotate) for weight in self.weights]
+        n_each = len(weights) // n_models
+        #: What is the same weight of every model.
+        self.groups: list[list[Tensor]] = [[*weights[i::n_each]] for i in range(n_each)]
+        with torch.no_grad():
+            self.moments = [_Moments(torch.stack(group), rotate) for group in self.groups]
         self.n_steps = 0
 
     @torch.no_grad()
     def step(self, learning_rate: float, clip_norm: float | None) -> None:
         """Follow the weights' gradients once, and clear them."""
-        if clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.weights, clip_norm)
         self.n_steps += 1
         beta1, beta2 = self.betas
         correct1, correct2 = 1 - beta1**self.n_steps, 1 - beta2**self.n_steps
-        for weight, moments in zip(self.weights, self.moments, strict=True):
-            if weight.grad is None:
-                continue
+        for group, moments, gradient in self._gradients(clip_norm):
             if not self.decoupled:
-                weight.grad.add_(weight, alpha=self.weight_decay)
-            gradient = weight.grad.reshape(moments.mean.shape)
+                gradient = gradient + self.weight_decay * torch.stack(group)
+            gradient = gradient.reshape(moments.mean.shape)
             moments.track(gradient, beta2)
             moments.mean.lerp_(gradient, 1 - beta1)
-            rotated = moments.into_basis(gradient)
+            rotated, mean = moments.into_basis(gradient, moments.mean)
             moments.square.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
-            mean = moments.into_basis(moments.mean) / correct1
-            update = mean / ((moments.square / correct2).sqrt_() + self.eps)
-            if self.decoupled:
-                weight.mul_(1 - learning_rate * self.weight_decay)
-            step = moments.out_of_basis(update).reshape(weight.shape)
-            weight.sub_(step, alpha=learning_rate)
-            weight.grad = None
+            update = mean / correct1 / ((moments.square / correct2).sqrt_() + self.eps)
+            for weight, step in zip(group, moments.out_of_basis(update), strict=True):
+                if self.decoupled:
+                    weight.mul_(1 - learning_rate * self.weight_decay)
+                weight.sub_(step.reshape(weight.shape), alpha=learning_rate)
+                weight.grad = None
             if self.n_steps % STEPS_BETWEEN_ROTATIONS == 0:
                 moments.refresh_bases()
+
+    def _gradients(self, clip_norm: float | None) -> list[tuple[list[Tensor], _Moments, Tensor]]:
+        """Groups that have gradients, and these ``(n_models, ...)``, no model's norm too large."""
+        moving = [
+            (group, moments)
+            for group, moments in zip(self.groups, self.moments, strict=True)
+            if group[0].grad is not None
+        ]
+        gradients = [
+            torch.stack([weight.grad for weight in group if weight.grad is not None])
+            for group, _ in moving
+        ]
+        if clip_norm is not None and gradients:
+            norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients])
+            shrink = (clip_norm / (norms.norm(dim=0) + 1e-6)).clamp(max=1.0)
+            for gradient in gradients:
+                gradient.mul_(shrink.reshape(-1, *[1] * (gradient.ndim - 1)))
+        return [(*of_group, gradient) for of_group, gradient in zip(moving, gradients, strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the next step depends on beside the weights; not a copy."""
@@ -143,11 +179,11 @@ class Soap:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on as the optimiser whose ``state_dict`` this was."""
         self.n_steps = int(state["n_steps"])
-        for i, (weight, moments) in enumerate(zip(self.weights, self.moments, strict=True)):
+        for i, (group, moments) in enumerate(zip(self.groups, self.moments, strict=True)):
             prefix = f"{i}."
             moments.load_state_dict(
                 {
-                    name.removeprefix(prefix): tensor.to(weight.device)
+                    name.removeprefix(prefix): tensor.to(group[0].device)
                     for name, tensor in state.items()
                     if name.startswith(prefix)
                 }

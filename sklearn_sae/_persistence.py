@@ -36,6 +36,7 @@ ARRAYS = {
     "null_rates_": ("float64", 1),
     "training_initial_conditions_": ("float32", 2),
     "loss_curve_": ("float64", 1),
+    "init_scores_": ("float64", 1),
     "validation_scores_": ("float64", 1),
     **{name: ("float64", 1) for likelihood in LIKELIHOODS.values() for name in likelihood.names},
 }

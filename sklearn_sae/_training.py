@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from ._expansion import Expansion
 from ._inference import FIRST_DAMPING, refine, trials_at_once
 from ._inputs import InputStatistics
 from ._likelihood import mean_loss
-from ._model import SequentialAutoencoder
+from ._likelihoods import Likelihood
+from ._model import SequentialAutoencoder, outputs
 from ._optimizer import RowAdam, Soap
 from ._prior import Prior
 from ._schedule import Schedule
@@ -25,6 +26,7 @@ __all__ = [
     "INPUTS_JOIN",
     "EncodedInitialConditions",
     "FreeInitialConditions",
+    "Member",
     "Record",
     "train",
 ]
@@ -40,16 +42,21 @@ EPOCHS_BETWEEN_INPUTS = 5
 
 @dataclass
 class Record:
-    """What one epoch of training did.
+    """What one epoch of training did; ``losses`` has one of each model.
 
     It is ``complete`` if the loss sees whole trials, and all that is to be inferred has joined.
     """
 
     epoch: int
-    loss: float
+    losses: tuple[float, ...]
     horizon: int
     learning_rate: float
     complete: bool
+
+    @property
+    def loss(self) -> float:
+        """The mean over models."""
+        return float(np.mean(self.losses))
 
 
 class InitialConditions(ABC):
@@ -234,46 +241,81 @@ class EncodedInitialConditions(InitialConditions):
         """Nothing to load: the encoder is one of the weights."""
 
 
+@dataclass
+class Member:
+    """A model in training, its trials' initial conditions, and its own random numbers."""
+
+    model: SequentialAutoencoder
+    initial_conditions: InitialConditions
+    generator: torch.Generator
+
+
 def train(
-    model: SequentialAutoencoder,
+    members: Sequence[Member],
     trials: Trials,
-    initial_conditions: InitialConditions,
     schedule: Schedule,
     optimiser: Soap,
     *,
     clip_norm: float | None,
     batch_size: int,
     max_epochs: int,
-    generator: torch.Generator,
     device: torch.device,
     n_done: int = 0,
 ) -> Iterator[Record]:
     """Fit dynamics, readout, likelihood and initial conditions; yields after every epoch.
 
-    After any of them training can go on in another call, if all that is given is as it was then and
+    Several members, of models that differ in their numbers only, are each fitted as if alone. But a
+    step of all takes little longer than that of one, while trials are few.
+
+    After any epoch training can go on in another call, if all that is given is as it was then and
     ``n_done`` says how many epochs that were.
     """
     for epoch in range(n_done, max_epochs):
         losses = []
-        batches = shuffled(len(trials), batch_size, generator)
-        for i, rows in enumerate(batches):
-            progress = (epoch + i / len(batches)) / max_epochs
+        orders = [shuffled(len(trials), batch_size, member.generator) for member in members]
+        for i, rows in enumerate(zip(*orders, strict=True)):
+            progress = (epoch + i / len(orders[0])) / max_epochs
             horizon = schedule.horizon_at(progress)
             learning_rate = schedule.learning_rate_at(progress)
-            batch = trials.batch(rows, device, horizon)
-            causes = initial_conditions.take(batch)
-            output = model.output(causes, horizon, batch.inputs)
-            loss = mean_loss(model.likelihood, output, batch)
-            loss.backward()
-            losses.append(check_loss(loss, epoch))
+            batches = [trials.batch(of_one, device, horizon) for of_one in rows]
+            results = _outputs_and_losses(members, batches, horizon)
+            losses.append([check_loss(loss, epoch) for _, loss in results])
             optimiser.step(learning_rate, clip_norm)
-            initial_conditions.update(batch, learning_rate)
-            model.likelihood.note_residuals(output.detach(), batch)
-        model.likelihood.end_epoch()
-        initial_conditions.end_epoch(epoch, horizon)
-        mean = float(np.mean(losses))
-        complete = horizon == trials.n_bins and not initial_conditions.waiting
-        yield Record(epoch + 1, mean, horizon, learning_rate, complete)
+            for member, batch, (output, _) in zip(members, batches, results, strict=True):
+                member.initial_conditions.update(batch, learning_rate)
+                member.model.likelihood.note_residuals(output, batch)
+        for member in members:
+            member.model.likelihood.end_epoch()
+            member.initial_conditions.end_epoch(epoch, horizon)
+        waiting = any(member.initial_conditions.waiting for member in members)
+        yield Record(
+            epoch + 1,
+            tuple(np.mean(losses, axis=0).tolist()),
+            horizon,
+            learning_rate,
+            complete=horizon == trials.n_bins and not waiting,
+        )
+
+
+def _outputs_and_losses(
+    members: Sequence[Member], batches: Sequence[Batch], horizon: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Of every member, and leave the gradients of its loss in what that depends on."""
+    models = [member.model for member in members]
+    causes = [
+        member.initial_conditions.take(batch)
+        for member, batch in zip(members, batches, strict=True)
+    ]
+    known = [batch.inputs for batch in batches]
+    if len(members) == 1:
+        output = models[0].output(causes[0], horizon, known[0])[:, None]
+        loss = mean_loss(models[0].likelihood, output[:, 0], batches[0])[None]
+    else:
+        output = outputs(models, causes, horizon, known)
+        likelihood = Likelihood.of_several([model.likelihood for model in models])
+        loss = mean_loss(likelihood, output, Batch.of_several(batches))
+    loss.sum().backward()
+    return list(zip(output.detach().unbind(1), loss.detach(), strict=True))
 
 
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:

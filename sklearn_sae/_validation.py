@@ -19,6 +19,7 @@ __all__ = [
     "check_device",
     "check_latents",
     "check_seed",
+    "check_seeds",
     "check_simulated_inputs",
     "check_trials",
 ]
@@ -343,6 +344,16 @@ def check_device(device: str | torch.device) -> torch.device:
             "device. Use device='auto' to take a GPU only where there is one."
         )
     return chosen
+
+
+def check_seeds(random_state: Any, n_seeds: int) -> list[int]:
+    """Several seeds, the first of which is ``check_seed(random_state)``.
+
+    Those of an int are the ones that it and the following ints give.
+    """
+    if isinstance(random_state, Integral):
+        return [check_seed((int(random_state) + i) % 2**32) for i in range(n_seeds)]
+    return [check_seed(random_state) for _ in range(n_seeds)]
 
 
 def check_seed(random_state: Any) -> int:

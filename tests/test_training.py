@@ -19,6 +19,7 @@ from sklearn_sae._schedule import Schedule
 from sklearn_sae._training import (
     EncodedInitialConditions,
     FreeInitialConditions,
+    Member,
     shuffled,
     train,
 )
@@ -67,7 +68,6 @@ class Setup:
             "clip_norm": 1.0,
             "batch_size": 10,
             "max_epochs": 12,
-            "generator": self.generator,
             "device": CPU,
         }
         schedule = {
@@ -84,9 +84,8 @@ class Setup:
 
     def train(self, n_done=0):
         return train(
-            self.model,
+            [Member(self.model, self.initial_conditions, self.generator)],
             self.trials,
-            self.initial_conditions,
             self.schedule,
             self.optimiser,
             n_done=n_done,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from .._batches import Batch, Trials
@@ -23,6 +26,14 @@ class Likelihood(nn.Module):
 
     def __init__(self, n_neurons: int, device: str = "cpu") -> None:
         super().__init__()
+
+    @staticmethod
+    def of_several(likelihoods: Sequence[Likelihood]) -> Likelihood:
+        """One of the entries of several models, whose axis is the one before that of neurons."""
+        together = copy.deepcopy(likelihoods[0])
+        for name, _ in together.named_buffers():
+            setattr(together, name, torch.stack([getattr(each, name) for each in likelihoods]))
+        return together
 
     @abstractmethod
     def rates(self, output: Tensor) -> Tensor:

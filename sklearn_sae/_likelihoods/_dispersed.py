@@ -60,7 +60,7 @@ class Dispersed(Likelihood):
         terms = self.constant(counts).expand_as(counts)
         if mask is not None:
             terms = terms * mask
-        return terms.sum(dim=(0, 1))
+        return terms.sum(dim=(0, -2))
 
     def learn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         output = self.null_output(torch.from_numpy(mean_counts).float())
