@@ -152,6 +152,12 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """Trials to fit, and those to judge by when to stop or which model to keep."""
         if not self.early_stopping and len(seeds) == 1:
             return trials, None
+        if len(trials) == 1:
+            by = "early_stopping=True" if self.early_stopping else f"n_init={self.n_init}"
+            raise ValueError(
+                f"{by} holds out trials to judge models by, and X has 1 trial. Give more, or set "
+                "early_stopping=False and n_init=1."
+            )
         rows = np.arange(len(trials))
         fit_rows, validation_rows = train_test_split(
             rows, test_size=self.validation_fraction, random_state=seeds[0]

@@ -86,13 +86,14 @@ def refine(
     Where inferred inputs have joined, initial conditions alone will do for a start: the inputs then
     start at zero. Each iteration is a Newton step with the Fisher information in the place of the
     Hessian, damped. A trial's damping falls when its step helped and rises when it did not
-    (Levenberg 1944, Marquardt 1963); no trial ever gets worse. A trial is done when a step gains
-    less than ``tol`` nats.
+    (Levenberg 1944, Marquardt 1963); no trial ever gets worse, but for rounding errors. A trial is
+    done when a step gains less than ``tol`` nats.
 
     A caller who goes on after a few iterations gives ``damping`` ``(n_trials,)``, which is changed
     in place: a trial that needs small steps would otherwise never take one.
     """
     n_bins, n_trials = len(batch.counts), causes.shape[1]
+    rounding = 2 * torch.finfo(causes.dtype).eps
     causes = model.with_inputs(causes, n_bins)
     if damping is None:
         damping = causes.new_full((n_trials,), FIRST_DAMPING)
@@ -126,7 +127,8 @@ def refine(
         proposal = causes + expansion.newton_step().nan_to_num()
         new_value, new_latents, new_output = posterior(proposal)
         gain = new_value - value
-        better = active & (gain > 0)
+        # At the top rounding errors would decide whether to take the last step.
+        better = active & (gain > -rounding * value.abs())
         causes = torch.where(better, proposal, causes)
         value = torch.where(better, new_value, value)
         latents = torch.where(better, new_latents, latents)

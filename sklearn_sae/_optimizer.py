@@ -27,8 +27,12 @@ LARGEST_ROTATED_SIDE = 256
 #: Smaller weights are rotated as one vector, which knows how rows and columns go together. Of
 #: larger ones too few gradients are remembered for that.
 LARGEST_WHOLE = 256
-#: Share of all gradients below which a direction is taken to have none.
-STILL = 1e-5
+#: Share of a direction in all squared gradients that hardly turns it any more. Of what is smaller,
+#: rounding errors would decide, and with them of the fit.
+STILL = 1e-3
+#: Of a direction's gradients to the largest: below it they are taken for rounding errors.
+SMALLEST_RATIO = 1e-5
+FIRST_ROTATIONS = 10
 STEPS_BETWEEN_ROTATIONS = 20
 
 
@@ -55,10 +59,12 @@ class _Moments:
                 self.spread[side].baddbmm_(*pair, beta=decay, alpha=1 - decay)
             else:
                 self.spread[side] = pair[0] @ pair[1]
-                self.basis[side] = torch.eye(
-                    pair[0].shape[1], dtype=gradient.dtype, device=gradient.device
-                ).repeat(len(gradient), 1, 1)
-                self._rotate(side)
+                n = pair[0].shape[1]
+                axes = torch.eye(n, dtype=gradient.dtype, device=gradient.device)
+                self.basis[side] = axes.repeat(len(gradient), 1, 1)
+                # An eigenvalue solver may fail on matrices of so low a rank.
+                for _ in range(FIRST_ROTATIONS):
+                    self._rotate(side)
 
     def refresh_bases(self) -> None:
         """One power iteration towards the eigenbasis, kept in order of the eigenvalues."""
@@ -67,13 +73,20 @@ class _Moments:
 
     def _rotate(self, side: int) -> None:
         spread, basis = self.spread[side], self.basis[side]
-        # Directions without gradients stay; turned by rounding errors, they would turn the fit.
-        still = STILL * spread.diagonal(dim1=1, dim2=2).sum(1)
-        turned = spread @ basis + still[:, None, None] * basis
-        order = (basis * turned).sum(dim=1).argsort(descending=True, stable=True)
+        still = STILL * spread.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+        turned = spread @ basis + still[..., None] * basis
+        size = (basis * turned).sum(dim=1)
+        order = size.where(size > 2 * still, 0.0).argsort(descending=True, stable=True)
         of_square = order[:, :, None] if side == 1 else order[:, None]
         self.square = self.square.gather(side, of_square.expand_as(self.square))
         self.basis[side] = torch.linalg.qr(turned.gather(2, order[:, None].expand_as(turned)))[0]
+
+    def scale(self, correction: float) -> Tensor:
+        """What Adam divides by: root mean squares, but none that rounding errors could make."""
+        root = (self.square / correction).sqrt_()
+        if not self.rotated:
+            return root
+        return root + SMALLEST_RATIO * root.amax((1, 2), keepdim=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"mean": self.mean, "square": self.square}
@@ -142,7 +155,7 @@ class Soap:
             moments.mean.lerp_(gradient, 1 - beta1)
             rotated, mean = moments.into_basis(gradient, moments.mean)
             moments.square.mul_(beta2).addcmul_(rotated, rotated, value=1 - beta2)
-            update = mean / correct1 / ((moments.square / correct2).sqrt_() + self.eps)
+            update = mean / correct1 / (moments.scale(correct2) + self.eps)
             for weight, step in zip(group, moments.out_of_basis(update), strict=True):
                 if self.decoupled:
                     weight.mul_(1 - learning_rate * self.weight_decay)

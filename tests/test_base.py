@@ -237,7 +237,7 @@ def test_attributes_of_an_earlier_fit_do_not_linger(node, spikes):
 
 
 def test_early_stopping_needs_trials_to_spare(spikes):
-    with pytest.raises(ValueError, match="train set will be empty"):
+    with pytest.raises(ValueError, match="early_stopping=True holds out trials"):
         NODESAE(early_stopping=True, max_epochs=1).fit(spikes[:1])
 
 

@@ -30,6 +30,7 @@ KINDS = {
     "node, early stopping": NODESAE(**SMALL, **STOPPING),
     "node, adam, dropout": NODESAE(**SMALL, optimizer="adam", initial_condition_dropout=0.2),
     "node, two layers, one wide": NODESAE(**SMALL | {"hidden_sizes": (300, 4)}),
+    "node, three of them": NODESAE(**SMALL, **STOPPING, n_init=3),
     "amortized": NODESAE(**SMALL, **AMORTIZED, initial_condition_dropout=0.1),
     "amortized, early stopping": RNNSAE(**SMALL, **AMORTIZED, **STOPPING),
     "gru": RNNSAE(**SMALL),

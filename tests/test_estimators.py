@@ -57,6 +57,7 @@ COMMON_EFFECTS = {
     "clip_norm": ({}, 0.01),
     "batch_size": ({}, 24),
     "max_epochs": ({}, 3),
+    "n_init": ({}, 2),
     "horizon_start": ({}, 4),
     "horizon_step": ({"horizon_start": 4}, 6),
     "horizon_growth": ({"horizon_start": 4}, 0),

@@ -302,7 +302,7 @@ def test_trials_that_are_done_cost_nothing(monkeypatch, missing):
 class Doubling(Dynamics):
     """Every bin doubles the latents: after 128 bins they have left float32."""
 
-    def rollout(self, z0, n_bins):
+    def rollout(self, z0, n_bins, kicks=None):
         return torch.stack([z0 * 2.0**t for t in range(n_bins)])
 
     def step_jacobian(self, z):

@@ -70,7 +70,7 @@ def test_the_two_optimisers_on_offer():
     assert OPTIMIZERS["adam"]["betas"] == (0.9, 0.999)
     assert not OPTIMIZERS["adam"]["decoupled"]
     weight = nn.Parameter(normal(3, 200))
-    assert Soap([weight], **OPTIMIZERS["soap"]).moments[0].rotated == [0, 1]
+    assert Soap([weight], **OPTIMIZERS["soap"]).moments[0].rotated == [1, 2]
     assert Soap([weight], **OPTIMIZERS["adam"]).moments[0].rotated == []
 
 
@@ -83,7 +83,7 @@ def test_one_dimensional_weights_are_not_rotated(by_sides):
 
 
 @pytest.mark.parametrize(
-    ("shape", "rotated"), [((4, 3), [0, 1]), ((6, 3), [1]), ((3, 6), [0]), ((6, 6), [])]
+    ("shape", "rotated"), [((4, 3), [1, 2]), ((6, 3), [2]), ((3, 6), [1]), ((6, 6), [])]
 )
 def test_long_sides_keep_their_own_basis(shape, rotated, by_sides, monkeypatch):
     monkeypatch.setattr(_optimizer, "LARGEST_ROTATED_SIDE", 5)
@@ -110,25 +110,43 @@ def test_bases_stay_orthonormal_and_follow_the_gradients(by_sides):
     optimise = Soap([weight])
     follow(optimise, [weight], gradients, learning_rate=1e-3)
     bases = optimise.moments[0].basis
-    for side, directions in ((0, left), (1, right)):
-        basis = bases[side]
+    for side, directions in ((1, left), (2, right)):
+        basis = bases[side][0]
         torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis)).double())
         assert (basis[:, 0] @ directions[:, 0]).abs() > 0.99
-    x = normal(4, 3, seed=9)
+    x, y = normal(1, 4, 3, seed=9), normal(1, 4, 3, seed=10)
     moments = optimise.moments[0]
-    torch.testing.assert_close(moments.out_of_basis(moments.into_basis(x)), x)
+    turned = moments.into_basis(x, y)
+    assert not torch.allclose(turned[0], x)
+    for original, there in zip((x, y), turned, strict=True):
+        torch.testing.assert_close(moments.out_of_basis(there), original)
 
 
 def test_second_moments_move_with_the_directions_they_belong_to():
-    moments = _optimizer._Moments(torch.zeros(3, 2), rotate=True)
-    for side, variances in enumerate(([1.0, 3.0, 2.0], [5.0, 4.0])):
-        moments.spread[side] = torch.diag(torch.tensor(variances))
-        moments.basis[side] = torch.eye(len(variances))
-    moments.square = torch.arange(6.0).reshape(3, 2)
+    moments = _optimizer._Moments(torch.zeros(2, 3, 2), rotate=True)
+    of_rows = [[1.0, 3.0, 2.0], [3.0, 2.0, 1.0]]
+    for side, variances in ((1, of_rows), (2, [[5.0, 4.0], [5.0, 4.0]])):
+        moments.spread[side] = torch.diag_embed(torch.tensor(variances))
+        moments.basis[side] = torch.eye(len(variances[0])).repeat(2, 1, 1)
+    moments.square = torch.arange(6.0).reshape(3, 2).repeat(2, 1, 1)
     moments.refresh_bases()
-    torch.testing.assert_close(moments.basis[0].abs(), torch.eye(3)[:, [1, 2, 0]])
-    torch.testing.assert_close(moments.basis[1].abs(), torch.eye(2))
-    assert torch.equal(moments.square, torch.tensor([[2.0, 3.0], [4.0, 5.0], [0.0, 1.0]]))
+    torch.testing.assert_close(moments.basis[1][0].abs(), torch.eye(3)[:, [1, 2, 0]])
+    torch.testing.assert_close(moments.basis[1][1].abs(), torch.eye(3))
+    torch.testing.assert_close(moments.basis[2].abs(), torch.eye(2).repeat(2, 1, 1))
+    assert torch.equal(moments.square[0], torch.tensor([[2.0, 3.0], [4.0, 5.0], [0.0, 1.0]]))
+    assert torch.equal(moments.square[1], torch.arange(6.0).reshape(3, 2))
+
+
+def test_directions_without_gradients_do_not_turn_with_rounding_errors():
+    weight = [nn.Parameter(torch.zeros(6, 5)) for _ in range(2)]
+    optimisers = [Soap([w]) for w in weight]
+    axis = normal(6, 5).float()
+    for step in range(45):
+        for i, optimise in enumerate(optimisers):
+            weight[i].grad = axis * (1 + step % 3) * (1 + 1e-6 * i)
+            optimise.step(0.01, None)
+    first, second = (optimise.moments[0].basis[1] for optimise in optimisers)
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-3)
 
 
 def test_the_first_step_does_not_depend_on_the_coordinates():
@@ -190,7 +208,7 @@ def test_soap_is_far_quicker_on_an_ill_conditioned_rotated_quadratic(by_sides):
 def test_a_small_weight_is_rotated_as_the_vector_of_its_numbers(monkeypatch):
     ours, gradients = weights_and_gradients(25, shapes=((4, 3), (5,)))
     optimise = Soap(ours)
-    assert [m.rotated for m in optimise.moments] == [[0], [0]]
+    assert [m.rotated for m in optimise.moments] == [[1], [1]]
     assert [m.basis for m in optimise.moments] == [{}, {}]
     follow(optimise, ours, gradients, clip_norm=0.5)
     monkeypatch.setattr(_optimizer, "LARGEST_WHOLE", 0)
@@ -205,7 +223,7 @@ def test_a_small_weight_is_rotated_as_the_vector_of_its_numbers(monkeypatch):
 def test_that_is_quicker_where_rows_and_columns_go_together(monkeypatch):
     whole = steps_to("soap", 1e-6, mixed_quadratic)
     monkeypatch.setattr(_optimizer, "LARGEST_WHOLE", 0)
-    assert whole < steps_to("soap", 1e-6, mixed_quadratic) / 1.3
+    assert whole < steps_to("soap", 1e-6, mixed_quadratic) / 1.2
 
 
 def test_a_weight_without_gradient_is_left_alone():

@@ -1,0 +1,210 @@
+"""``n_init`` models are fitted together, each as if alone, and the best is kept."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from sklearn.model_selection import train_test_split
+
+import sklearn_sae
+from sklearn_sae import NODESAE, RNNSAE
+from sklearn_sae._dynamics import NeuralODE, RecurrentDynamics, rollouts
+from sklearn_sae._explicit import TABLEAUS
+from sklearn_sae._mlp import MLP
+from sklearn_sae._optimizer import OPTIMIZERS, Soap
+from sklearn_sae._validation import check_seed, check_seeds
+
+SHORT = SMALL | {"max_epochs": 8, "validation_fraction": 0.25}
+AMORTIZED = {"inference": "amortized", "dropout": 0.2, "initial_condition_dropout": 0.1}
+KINDS = {
+    "node": NODESAE(**SHORT),
+    "node, early stopping": NODESAE(**SHORT, early_stopping=True, horizon_growth=0.3),
+    "node, adam": NODESAE(**SHORT, optimizer="adam", clip_norm=0.1, weight_decay=0.1),
+    "node, rk4 in two layers": NODESAE(
+        **SHORT | {"hidden_sizes": (12, 9)}, solver="rk4", step_size=0.5, activation="relu"
+    ),
+    "node, adaptive": NODESAE(**SHORT, solver="dopri5"),
+    "node, amortized": NODESAE(**SHORT, **AMORTIZED),
+    "node, inferred inputs": NODESAE(**SHORT | {"max_epochs": 14}, n_inferred_inputs=1),
+    "node, negative binomial": NODESAE(**SHORT, likelihood="negative_binomial"),
+    "node, gaussian": NODESAE(**SHORT, likelihood="gaussian"),
+    "gru": RNNSAE(**SHORT),
+    "mlp cell": RNNSAE(**SHORT, cell="mlp", residual=0.1),
+}
+
+
+def fresh(kind, **changes):
+    est = KINDS[kind]
+    return est.__class__(**est.get_params() | changes)
+
+
+def split(spikes, random_state=0, share=0.25):
+    rows = train_test_split(
+        np.arange(len(spikes)), test_size=share, random_state=check_seed(random_state)
+    )
+    return [np.sort(part) for part in rows]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("data", ["spikes", "holes"])
+def test_each_is_as_it_would_be_alone_and_the_best_is_kept(kind, data, request):
+    data = request.getfixturevalue(data)
+    train, held_out = split(data)
+    together = fresh(kind, n_init=3).fit(data)
+    if together.early_stopping:
+        # Alone it would hold out trials too: the same ones, of the same array.
+        alone = [fresh(kind, random_state=0).fit(data)]
+        np.testing.assert_allclose(
+            together.init_scores_[:1], [est.score(data[held_out]) for est in alone], atol=1e-4
+        )
+        assert together.score(data[held_out]) == pytest.approx(max(together.init_scores_))
+        return
+    alone = [fresh(kind, random_state=seed).fit(data[train]) for seed in range(3)]
+    scores = [est.score(data[held_out]) for est in alone]
+    # The errors that an adaptive solver tolerates differ by more than those of rounding.
+    tol = 1e-3 if together.get_params().get("solver") == "dopri5" else 1e-4
+    np.testing.assert_allclose(together.init_scores_, scores, atol=tol)
+    best = alone[int(np.argmax(scores))]
+    np.testing.assert_allclose(together.loss_curve_, best.loss_curve_, atol=tol)
+    np.testing.assert_allclose(together.predict(data), best.predict(data), rtol=1e-2)
+    assert len(set(np.round(scores, 4))) == 3
+    assert len(together.loss_curve_) == together.max_epochs
+    if together.inference != "amortized":
+        assert together.training_initial_conditions_.shape == (len(train), 2)
+        assert together.model_variance_ == pytest.approx(best.model_variance_, rel=0.01)
+
+
+def test_known_inputs_are_those_of_each_models_own_batch(spikes):
+    inputs = np.random.default_rng(0).normal(size=(*spikes.shape[:2], 2))
+    train, held_out = split(spikes)
+    together = fresh("node", n_init=2).fit(spikes, inputs=inputs)
+    alone = [
+        fresh("node", random_state=seed).fit(spikes[train], inputs=inputs[train])
+        for seed in range(2)
+    ]
+    scores = [est.score(spikes[held_out], inputs=inputs[held_out]) for est in alone]
+    np.testing.assert_allclose(together.init_scores_, scores, atol=1e-4)
+
+
+def test_the_best_is_not_merely_the_first(spikes):
+    kept = []
+    for seed in range(6):
+        est = fresh("node", n_init=3, max_epochs=2, random_state=seed).fit(spikes)
+        kept.append(int(np.argmax(est.init_scores_)))
+        held_out = split(spikes, seed)[1]
+        assert est.score(spikes[held_out]) == pytest.approx(max(est.init_scores_), abs=1e-6)
+    assert len(set(kept)) > 1
+
+
+def test_two_fits_agree_to_the_last_bit(spikes):
+    first, second = (fresh("node", n_init=2).fit(spikes) for _ in range(2))
+    assert np.array_equal(first.init_scores_, second.init_scores_)
+    assert np.array_equal(first.transform(spikes), second.transform(spikes))
+
+
+def test_one_model_holds_nothing_out(spikes):
+    est = fresh("node", n_init=2, max_epochs=1).fit(spikes)
+    est.set_params(n_init=1).fit(spikes)
+    assert not hasattr(est, "init_scores_")
+    assert len(est.training_initial_conditions_) == len(spikes)
+
+
+def test_going_on_takes_one_model(spikes):
+    est = fresh("node", n_init=2, max_epochs=2, warm_start=True).fit(spikes)
+    scores = est.init_scores_
+    est.fit(spikes)
+    assert len(est.loss_curve_) == 4
+    assert len(est.training_initial_conditions_) == len(spikes)
+    assert est.init_scores_ is scores
+
+
+def test_scores_are_saved(spikes, tmp_path):
+    est = fresh("node", n_init=2, max_epochs=1).fit(spikes)
+    est.save(tmp_path / "est")
+    loaded = sklearn_sae.load(tmp_path / "est")
+    assert np.array_equal(loaded.init_scores_, est.init_scores_)
+    assert np.array_equal(loaded.predict(spikes), est.predict(spikes))
+
+
+def test_errors_name_the_parameter(spikes):
+    with pytest.raises(ValueError, match="'n_init' parameter"):
+        fresh("node", n_init=0).fit(spikes)
+    with pytest.raises(ValueError, match="n_init=2 .* 1 trial"):
+        fresh("node", n_init=2).fit(spikes[:1])
+    with pytest.raises(ValueError, match="early_stopping=True .* 1 trial"):
+        fresh("node", early_stopping=True).fit(spikes[:1])
+
+
+def test_seeds_of_an_int_are_those_of_the_ints_that_follow():
+    assert check_seeds(3, 2) == [check_seed(3), check_seed(4)]
+    assert check_seeds(2**32 - 1, 2) == [check_seed(2**32 - 1), check_seed(0)]
+    state = np.random.RandomState(3)
+    assert check_seeds(np.random.RandomState(3), 2) == [check_seed(state), check_seed(state)]
+    assert len(set(check_seeds(None, 3))) == 3
+
+
+# ------------------------------------------------------------------ the parts
+
+
+def dynamics(kind, seed):
+    mlp = MLP(2, (5, 4), "tanh", torch.Generator().manual_seed(seed)).double()
+    with torch.no_grad():
+        mlp.weights[-1].mul_(20)
+    if kind == "mlp cell":
+        return RecurrentDynamics(mlp, residual=0.2)
+    return NeuralODE(mlp, kind, 0.5, 1e-3, 1e-3, False, 3.0)
+
+
+@pytest.mark.parametrize("kind", [*sorted(TABLEAUS), "explicit_adams", "mlp cell"])
+@pytest.mark.parametrize("kicked", [False, True])
+def test_rollouts_and_their_gradients_are_those_of_each(kind, kicked):
+    generator = torch.Generator().manual_seed(9)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    several = [dynamics(kind, seed) for seed in range(3)]
+    z0 = [draw(2, 4) for _ in several]
+    kicks = [draw(5, 2, 4) if kicked else None for _ in several]
+    latents = rollouts(several, z0, 6, kicks)
+    assert latents.shape == (6, 3, 2, 4)
+    weighing = draw(6, 3, 2, 4).detach()
+    for i, (each, start, jumps) in enumerate(zip(several, z0, kicks, strict=True)):
+        leaves = [start, *each.parameters(), *([jumps] if kicked else [])]
+        expected = each.rollout(start, 6, jumps)
+        torch.testing.assert_close(latents[:, i], expected)
+        ours, theirs = (
+            torch.autograd.grad((weighing[:, i] * out).sum(), leaves, retain_graph=True)
+            for out in (latents[:, i], expected)
+        )
+        for gradient, right in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(gradient, right)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("clip_norm", [None, 0.5])
+def test_an_optimiser_of_several_models_is_one_of_each(optimizer, clip_norm):
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        shapes = ((4, 3), (300, 2), (5,))
+        return [torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes]
+
+    def weights():
+        return [[torch.nn.Parameter(w) for w in draw(model)] for model in range(3)]
+
+    together, alone = weights(), weights()
+    settings = OPTIMIZERS[optimizer] | {"weight_decay": 0.1}
+    one = Soap([w for model in together for w in model], n_models=3, **settings)
+    each = [Soap(model, **settings) for model in alone]
+    for step in range(45):
+        for i, models in enumerate(zip(together, alone, strict=True)):
+            for model in models:
+                for weight, gradient in zip(model, draw(100 * step + i), strict=True):
+                    weight.grad = gradient * 3**i
+        one.step(0.01, clip_norm)
+        for optimise in each:
+            optimise.step(0.01, clip_norm)
+    for ours, theirs in zip(together, alone, strict=True):
+        for weight, expected in zip(ours, theirs, strict=True):
+            assert weight.grad is None
+            torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
