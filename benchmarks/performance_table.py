@@ -53,6 +53,13 @@ def table() -> str:
             f"{ratio('inference', 'transform'):.1f} times",
             speed[0]["threads"],
         ),
+        (
+            "`n_init=8` on 56 trials, 20 bins and 53 neurons, against eight fits one by one",
+            "2.5 times as fast",
+            "5 times",
+            f"{ratio('restarts', 'n_init=8'):.1f} times",
+            row(speed, "restarts", "n_init=8")["threads"],
+        ),
         *(
             (
                 f"Twice as many {of}: `fit` takes at most",
