@@ -131,6 +131,7 @@ BAD_PARAMETERS = {
     "clip_norm": [0.0],
     "batch_size": [0, "all"],
     "max_epochs": [0, 1.5],
+    "n_init": [0, 2.0],
     "horizon_start": [0],
     "horizon_step": [0],
     "horizon_growth": [-0.1, 1.1],
