@@ -390,12 +390,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         z0 = table = None
         if isinstance(initial_conditions, FreeInitialConditions):
             z0, table = initial_conditions.z0, initial_conditions.table
-        score = ValidationScore(
-            model,
-            validation.batch(np.arange(len(validation)), device),
-            self._null_rates(device),
-            z0,
-        )
+        score = ValidationScore(model, validation, self._null_rates(device), z0)
         state = model.state_dict()
         if table is not None:
             state["initial conditions"] = table

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from ._batches import Batch
-from ._inference import best_start, refine
+from ._batches import Batch, Trials
+from ._inference import best_start, refine, trials_at_once
 from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
 from ._prior import Prior
@@ -24,38 +26,50 @@ class ValidationScore:
     """
 
     def __init__(
-        self, model: SequentialAutoencoder, batch: Batch, null_rates: Tensor, table: Tensor | None
+        self,
+        model: SequentialAutoencoder,
+        trials: Trials,
+        null_rates: Tensor,
+        table: Tensor | None,
     ) -> None:
-        self.model, self.batch, self.null_rates, self.table = model, batch, null_rates, table
-        self.hidden = hidden_entries(batch, SCORE_FRACTION)
-        self.seen = batch.hide(self.hidden)
-        self.causes: Tensor | None = None
+        self.model, self.trials, self.null_rates, self.table = model, trials, null_rates, table
+        self.causes: list[Tensor] = []
+        self._only: tuple[Batch, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self) -> float:
-        if self.table is not None:
-            output = self._follow(self.table)
-        else:
-            assert self.model.encoder is not None
-            output = self._output(self.model.encoder(self.seen))
-        gain, n_units = bits_gained(
-            self.model.likelihood, output, self.null_rates, self.batch, self.hidden
-        )
+        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+        for i, (batch, hidden) in enumerate(self._batches()):
+            output = self._output(i, batch.hide(hidden))
+            sums += bits_gained(self.model.likelihood, output, self.null_rates, batch, hidden)
+        gain, n_units = sums
         return float(gain / n_units.clamp(min=1))
 
-    def _follow(self, table: Tensor) -> Tensor:
-        prior = Prior.from_samples(table, self.model.inputs)
-        if self.causes is None:
-            self.causes = best_start(self.model, prior, self.seen, table.T)
+    def _batches(self) -> Iterator[tuple[Batch, Tensor]]:
+        """All trials, and which entries are hidden; if one batch holds them it is made once."""
+        if self._only is not None:
+            yield self._only
+            return
+        size = trials_at_once(self.model, self.trials.n_bins)
+        for batch in self.trials.chunks(size, self.null_rates.device):
+            found = batch, hidden_entries(batch, SCORE_FRACTION)
+            if len(batch) == len(self.trials):
+                self._only = found
+            yield found
+
+    def _output(self, i: int, seen: Batch) -> Tensor:
+        if self.table is None:
+            assert self.model.encoder is not None
+            return self.model.output(self.model.encoder(seen), len(seen.counts), seen.inputs)
+        prior = Prior.from_samples(self.table, self.model.inputs)
+        if i == len(self.causes):
+            self.causes.append(best_start(self.model, prior, seen, self.table.T))
         # Inputs that are new, or of which the prior has changed, take more.
         max_iter = 5 if self.model.inferring else 2
-        self.causes = refine(self.model, prior, self.seen, self.causes, max_iter=max_iter)
+        self.causes[i] = refine(self.model, prior, seen, self.causes[i], max_iter=max_iter)
         if self.model.inferring:
-            return mean_output(self.model, prior, self.seen, self.causes)
-        return self._output(self.causes)
-
-    def _output(self, causes: Tensor) -> Tensor:
-        return self.model.output(causes, len(self.batch.counts), self.batch.inputs)
+            return mean_output(self.model, prior, seen, self.causes[i])
+        return self.model.output(self.causes[i], len(seen.counts), seen.inputs)
 
 
 class EarlyStopping:
@@ -106,8 +120,7 @@ class EarlyStopping:
             name: torch.tensor(values, dtype=torch.float64, device="cpu")
             for name, values in numbers.items()
         }
-        if self.score.causes is not None:
-            state["causes"] = self.score.causes
+        state |= {f"causes.{i}": causes for i, causes in enumerate(self.score.causes)}
         return state | {f"best.{name}": tensor for name, tensor in self._best.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -115,6 +128,7 @@ class EarlyStopping:
         self.scores = state["scores"].tolist()
         self.best_score = state["best_score"].item()
         self.n_without_gain = int(state["n_without_gain"])
-        if "causes" in state:
-            self.score.causes = state["causes"].to(self.score.batch.counts.device)
+        n_batches = sum(name.startswith("causes.") for name in state)
+        device = self.score.null_rates.device
+        self.score.causes = [state[f"causes.{i}"].to(device) for i in range(n_batches)]
         self._best = {name: state[f"best.{name}"] for name in self.state if f"best.{name}" in state}

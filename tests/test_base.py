@@ -10,7 +10,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from sklearn_sae import NODESAE, _batches, _inference, _readout, _validation
+from sklearn_sae import NODESAE, _batches, _early_stopping, _inference, _readout, _validation
 from sklearn_sae._batches import Trials
 
 
@@ -227,6 +227,22 @@ def test_validation_trials_are_not_trained_on(node, spikes):
     assert len(node.training_initial_conditions_) == len(spikes) - 3
     node.set_params(validation_fraction=0.5).fit(spikes)
     assert len(node.training_initial_conditions_) == 12
+
+
+def test_many_validation_trials_are_scored_in_batches(estimator, spikes, monkeypatch):
+    estimator.set_params(early_stopping=True, horizon_growth=0, max_epochs=4)
+    estimator.set_params(validation_fraction=0.5).fit(spikes)
+    scores, sizes = estimator.validation_scores_, []
+
+    monkeypatch.setattr(_early_stopping, "trials_at_once", lambda model, n_bins: 5)
+    monkeypatch.setattr(
+        _early_stopping,
+        "bits_gained",
+        lambda *args, real=_early_stopping.bits_gained: sizes.append(len(args[3])) or real(*args),
+    )
+    estimator.fit(spikes)
+    np.testing.assert_allclose(estimator.validation_scores_, scores, atol=1e-5)
+    assert sizes == [5, 5, 2] * 4
 
 
 def test_attributes_of_an_earlier_fit_do_not_linger(node, spikes):
