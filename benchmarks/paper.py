@@ -286,7 +286,7 @@ def evaluate_model(cell, data, max_epochs):
 class Watch:
     """In the place of early stopping: accuracy on validation trials while a model trains."""
 
-    scores, best_score = (), np.nan
+    scores, best_score, stopped = (), np.nan, False
 
     def __init__(self, data, first_epoch):
         self.data, self.first_epoch = data, first_epoch

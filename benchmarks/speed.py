@@ -104,7 +104,7 @@ def median_seconds(work, n_repeats, clock=clock):
 class Watch:
     """In the place of early stopping: rate R2 on validation trials, off the clock."""
 
-    scores, best_score = (), np.nan
+    scores, best_score, stopped = (), np.nan, False
 
     def __init__(self, data, every):
         self.data, self.every = data, every

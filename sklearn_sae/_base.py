@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABCMeta, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -44,14 +45,15 @@ __all__ = ["BaseSAE"]
 #: Likelihoods of data that are never below zero.
 COUNTED = [name for name, likelihood in LIKELIHOODS.items() if likelihood.of_counts]
 
+#: What a fit that goes on from another learns of its own validation trials, if it has any.
+OF_THIS_FIT = ("init_scores_", "validation_scores_", "best_validation_score_")
+
 LEARNED = (
+    *OF_THIS_FIT,
     "model_",
     "training_initial_conditions_",
     "model_variance_",
     "loss_curve_",
-    "init_scores_",
-    "validation_scores_",
-    "best_validation_score_",
     "dispersion_",
     "null_dispersion_",
     "noise_variance_",
@@ -112,8 +114,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             seeds = checkpoint.seeds
         training, validation = self._split(trials, seeds)
 
-        if not continued:
-            self._forget()
+        self._forget(OF_THIS_FIT if continued else LEARNED)
         members = [self._member(training, seed, continued, device) for seed in seeds]
         watch = (self._early_stopping(member, validation, device) for member in members)
         state = FitState(
@@ -253,9 +254,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             generator,
         )
 
-    def _forget(self) -> None:
+    def _forget(self, names: Iterable[str]) -> None:
         """Drop what an earlier fit learned, so that one that fails leaves no mixture behind."""
-        for name in LEARNED:
+        for name in names:
             self.__dict__.pop(name, None)
 
     def _initial_conditions(
@@ -319,8 +320,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             try:
                 for record in records:
                     self.n_iter_ = record.epoch
-                    for curve, loss in zip(state.loss_curves, record.losses, strict=True):
-                        curve.append(loss)
+                    for i, loss in enumerate(record.losses):
+                        # Others may go on.
+                        if not (state.stoppers and state.stoppers[i].stopped):
+                            state.loss_curves[i].append(loss)
                     progress.update()
                     progress.set_postfix(loss=f"{record.loss:.4f}", horizon=record.horizon)
                     stops = [stopper.should_stop(record) for stopper in state.stoppers]
@@ -359,7 +362,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 self._infer_as(member)
                 scores.append(self._held_out(self._chunks(member.model, validation, device)))
             self.init_scores_ = np.array(scores)
-            best = int(np.argmax(np.nan_to_num(self.init_scores_, nan=-np.inf)))
+            best = self._best_of(state)
         member = state.members[best]
         self._infer_as(member)
         if isinstance(member.initial_conditions, FreeInitialConditions):
@@ -372,6 +375,17 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         if state.stoppers:
             self.validation_scores_ = state.stoppers[best].scores
             self.best_validation_score_ = state.stoppers[best].best_score
+
+    def _best_of(self, state: FitState) -> int:
+        if np.isfinite(self.init_scores_).any():
+            return int(np.nanargmax(self.init_scores_))
+        warnings.warn(
+            "init_scores_ are NaN, because the trials held out have no spikes to predict; the "
+            "model with the smallest loss is kept. Raise validation_fraction, or set n_init=1.",
+            UserWarning,
+            stacklevel=5,
+        )
+        return int(np.argmin([curve[-1] for curve in state.loss_curves]))
 
     def _infer_as(self, member: Member) -> None:
         if isinstance(member.initial_conditions, FreeInitialConditions):

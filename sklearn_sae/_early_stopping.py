@@ -91,7 +91,7 @@ class EarlyStopping:
 
     def should_stop(self, record: Record) -> bool:
         """Score the validation trials after an epoch; true if it is time to stop, or was."""
-        if self.n_without_gain >= self.patience:
+        if self.stopped:
             return True
         if not record.complete:
             return False
@@ -101,6 +101,11 @@ class EarlyStopping:
         if score > self.best_score:
             self.best_score = score
             self._best = {name: tensor.clone() for name, tensor in self.state.items()}
+        return self.stopped
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was time to stop."""
         return self.n_without_gain >= self.patience
 
     def restore_best(self) -> None:

@@ -178,9 +178,10 @@ class NODESAE(BaseSAE):
         Passes over the training trials.
 
     n_init : int, default=1
-        Models to fit, from one seed after the other; the one with the best ``score`` on
+        Models to fit, each from its own seed; the one with the best ``score`` on
         ``validation_fraction`` of the trials, held out for that, is kept. They are trained
-        together, which takes much less than ``n_init`` times as long while trials are few. A fit
+        together: with a fixed-step solver of Runge and Kutta ("euler", "midpoint", "heun2",
+        "heun3", "rk4") and few trials that takes much less than ``n_init`` times as long. A fit
         that goes on from another (``warm_start``) has one model only.
 
     horizon_start : int, default=10
@@ -230,8 +231,9 @@ class NODESAE(BaseSAE):
 
     random_state : int, RandomState instance or None, default=None
         Decides weights, batches and dropout. With an int, the models of ``n_init`` are those of
-        ``random_state``, ``random_state + 1`` and so on. On a CPU, two fits with one int and the
-        same number of threads agree to the last bit.
+        ``random_state``, ``random_state + 1`` and so on: ints that are less than ``n_init`` apart
+        share models. On a CPU, two fits with one int and the same number of threads agree to the
+        last bit.
 
     verbose : bool, default=False
         Show a progress bar with loss and horizon.
@@ -520,10 +522,11 @@ class RNNSAE(BaseSAE):
         Passes over the training trials.
 
     n_init : int, default=1
-        Models to fit, from one seed after the other; the one with the best ``score`` on
+        Models to fit, each from its own seed; the one with the best ``score`` on
         ``validation_fraction`` of the trials, held out for that, is kept. They are trained
-        together, which takes much less than ``n_init`` times as long while trials are few. A fit
-        that goes on from another (``warm_start``) has one model only.
+        together: with ``cell="mlp"`` and a ``residual``, and few trials, that takes much less
+        than ``n_init`` times as long. A fit that goes on from another
+        (``warm_start``) has one model only.
 
     horizon_start : int, default=10
         Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
@@ -572,8 +575,9 @@ class RNNSAE(BaseSAE):
 
     random_state : int, RandomState instance or None, default=None
         Decides weights, batches and dropout. With an int, the models of ``n_init`` are those of
-        ``random_state``, ``random_state + 1`` and so on. On a CPU, two fits with one int and the
-        same number of threads agree to the last bit.
+        ``random_state``, ``random_state + 1`` and so on: ints that are less than ``n_init`` apart
+        share models. On a CPU, two fits with one int and the same number of threads agree to the
+        last bit.
 
     verbose : bool, default=False
         Show a progress bar with loss and horizon.

@@ -193,7 +193,12 @@ class FreeInitialConditions(InitialConditions):
         return []
 
     def state_dict(self) -> dict[str, Tensor]:
-        state = {"table": self.table, **self.adam.state_dict()}
+        state = {
+            "table": self.table,
+            "prior.mean": self.prior.mean,
+            "prior.precision": self.prior.precision,
+            **self.adam.state_dict(),
+        }
         return state | {"damping": self.damping} if self.model.inferring else state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -201,7 +206,9 @@ class FreeInitialConditions(InitialConditions):
         if "damping" in state:
             self.damping.copy_(state["damping"])
         self.adam.load_state_dict(state)
-        self.prior = Prior.from_samples(self.z0)
+        device = self.table.device
+        # As it was before the last Gauss-Newton step.
+        self.prior = Prior(state["prior.mean"].to(device), state["prior.precision"].to(device))
 
 
 class EncodedInitialConditions(InitialConditions):

@@ -30,6 +30,7 @@ KINDS = {
     "node, early stopping": NODESAE(**SMALL, **STOPPING),
     "node, adam, dropout": NODESAE(**SMALL, optimizer="adam", initial_condition_dropout=0.2),
     "node, two layers, one wide": NODESAE(**SMALL | {"hidden_sizes": (300, 4)}),
+    "node, inferred inputs": NODESAE(**SMALL, n_inferred_inputs=1),
     "node, three of them": NODESAE(**SMALL, **STOPPING, n_init=3),
     "amortized": NODESAE(**SMALL, **AMORTIZED, initial_condition_dropout=0.1),
     "amortized, early stopping": RNNSAE(**SMALL, **AMORTIZED, **STOPPING),
@@ -289,6 +290,18 @@ def test_checkpoint_every(est, spikes, writes, every, n_written):
     assert writes.n_written == n_written
 
 
+@pytest.mark.parametrize("kind", ["node", "node, three of them", "node, inferred inputs"])
+def test_a_checkpoint_in_an_epoch_of_gauss_newton_steps(kind, spikes, path, writes):
+    est = KINDS[kind].__class__(**KINDS[kind].get_params() | {"max_epochs": 24})
+    expected = clone(est).fit(spikes)
+    est.set_params(checkpoint_path=path, checkpoint_every=10)
+    writes.kill(est, spikes, 2)
+    est.fit(spikes)
+    assert writes.began_after[-1] == 10
+    est.set_params(checkpoint_path=None, checkpoint_every=expected.checkpoint_every)
+    assert_same(est, expected)
+
+
 def test_spikes_are_not_in_the_file(est, left):
     size = {}
     for name, array in read(left)[1].items():
@@ -298,7 +311,8 @@ def test_spikes_are_not_in_the_file(est, left):
     assert size.pop("generator") == len(torch.Generator().get_state())
     assert size == {
         "model": weights,
-        "initial_conditions": 24 * (3 * 2 + 1),
+        # With mean and precision of their prior.
+        "initial_conditions": 24 * (3 * 2 + 1) + 2 + 4,
         # Means and squares; a basis and a spread of each of three matrices; steps.
         "optimiser": 2 * weights + 2 * ((16 * 3) ** 2 + (2 * 17) ** 2 + (6 * 3) ** 2) + 1,
         "loss_curve": 4,

@@ -111,11 +111,28 @@ def test_one_model_holds_nothing_out(spikes):
 
 def test_going_on_takes_one_model(spikes):
     est = fresh("node", n_init=2, max_epochs=2, warm_start=True).fit(spikes)
-    scores = est.init_scores_
     est.fit(spikes)
     assert len(est.loss_curve_) == 4
     assert len(est.training_initial_conditions_) == len(spikes)
-    assert est.init_scores_ is scores
+    assert not hasattr(est, "init_scores_")
+
+
+def test_without_spikes_to_predict_the_smallest_loss_decides(spikes):
+    silent = spikes.copy()
+    silent[split(spikes)[1]] = 0
+    with pytest.warns(UserWarning, match="init_scores_ are NaN"):
+        est = fresh("node", n_init=3).fit(silent)
+    assert np.isnan(est.init_scores_).all()
+    train = split(spikes)[0]
+    losses = [fresh("node", random_state=i).fit(silent[train]).loss_curve_[-1] for i in range(3)]
+    assert est.loss_curve_[-1] == pytest.approx(min(losses), abs=1e-4)
+
+
+def test_each_stops_when_its_own_score_says_so(spikes):
+    settings = {"max_epochs": 60, "n_iter_no_change": 3, "horizon_growth": 0}
+    est = fresh("node, early stopping", n_init=4, **settings).fit(spikes)
+    assert len(est.loss_curve_) == len(est.validation_scores_) <= est.n_iter_
+    assert np.argmax(est.validation_scores_) == len(est.validation_scores_) - 4
 
 
 def test_scores_are_saved(spikes, tmp_path):
