@@ -30,8 +30,11 @@ class Likelihood(nn.Module):
     @staticmethod
     def of_several(likelihoods: Sequence[Likelihood]) -> Likelihood:
         """One of the entries of several models, whose axis is the one before that of neurons."""
+        names = [name for name, _ in likelihoods[0].named_buffers()]
+        if not names:
+            return likelihoods[0]
         together = copy.deepcopy(likelihoods[0])
-        for name, _ in together.named_buffers():
+        for name in names:
             setattr(together, name, torch.stack([getattr(each, name) for each in likelihoods]))
         return together
 
