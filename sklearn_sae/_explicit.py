@@ -219,15 +219,11 @@ class _Rollout(torch.autograd.Function):
         i = len(inputs)
         d_z = d_bins[-1].clone()
         # What a stage's gradient is made of: those of the step and of the stages that build on it.
-        pulls = [
-            [(b, d_z)] * bool(b)
-            + [
-                (row[s], d)
-                for row, d in zip(tableau.a, d_inputs, strict=True)
-                if row[s:] and row[s]
-            ]
-            for s, b in enumerate(tableau.b)
-        ]
+        pulls = []
+        for s, b in enumerate(tableau.b):
+            later = zip(tableau.a[s + 1 :], d_inputs[s + 1 :], strict=True)
+            weighed = [(b, d_z), *((row[s], d) for row, d in later)]
+            pulls.append([(weight, gradient) for weight, gradient in weighed if weight])
         d_kicks = torch.empty_like(d_latents[1:]) if kicked else None
         for t in range(len(d_bins) - 2, -1, -1):
             if d_kicks is not None:

@@ -114,7 +114,7 @@ class FreeInitialConditions(InitialConditions):
         self.model, self.trials = model, trials
         self.table = self._with_room_for_inputs(causes)
         self.adam = RowAdam(self.z0)
-        self.prior = Prior.from_samples(self.z0)
+        self.prior = Prior.from_samples(self.z0, model.inputs)
         self.dropout, self.generator = dropout, generator
         self.inputs_join = inputs_join
         self.damping = causes.new_full((len(causes),), FIRST_DAMPING)
@@ -164,7 +164,7 @@ class FreeInitialConditions(InitialConditions):
         if self.waiting and n_done >= self.inputs_join:
             assert inputs is not None
             inputs.join()
-        self.prior = Prior.from_samples(self.z0)
+        self.prior = Prior.from_samples(self.z0, inputs)
         every = EPOCHS_BETWEEN_INPUTS if self.model.inferring else self.epochs_between_steps
         if n_done % every or (self.model.inferring and horizon == 1):
             return
@@ -174,7 +174,7 @@ class FreeInitialConditions(InitialConditions):
             inputs.learn_prior(statistics, sparing=horizon < self.trials.n_bins)
 
     def _gauss_newton(self, horizon: int) -> InputStatistics | None:
-        prior = Prior.from_samples(self.z0, self.model.inputs)
+        prior = self.prior
         size = trials_at_once(self.model, horizon)
         table = self.causes[:, : self._n_causes(horizon)]
         sums = None
@@ -206,9 +206,11 @@ class FreeInitialConditions(InitialConditions):
         if "damping" in state:
             self.damping.copy_(state["damping"])
         self.adam.load_state_dict(state)
-        device = self.table.device
         # As it was before the last Gauss-Newton step.
-        self.prior = Prior(state["prior.mean"].to(device), state["prior.precision"].to(device))
+        mean, precision = (
+            state[f"prior.{name}"].to(self.table.device) for name in ("mean", "precision")
+        )
+        self.prior = Prior(mean, precision, self.model.inputs)
 
 
 class EncodedInitialConditions(InitialConditions):
@@ -315,14 +317,15 @@ def _outputs_and_losses(
     ]
     known = [batch.inputs for batch in batches]
     if len(members) == 1:
-        output = models[0].output(causes[0], horizon, known[0])[:, None]
-        loss = mean_loss(models[0].likelihood, output[:, 0], batches[0])[None]
-    else:
-        output = outputs(models, causes, horizon, known)
-        likelihood = Likelihood.of_several([model.likelihood for model in models])
-        loss = mean_loss(likelihood, output, Batch.of_several(batches))
-    loss.sum().backward()
-    return list(zip(output.detach().unbind(1), loss.detach(), strict=True))
+        output = models[0].output(causes[0], horizon, known[0])
+        loss = mean_loss(models[0].likelihood, output, batches[0])
+        loss.backward()
+        return [(output.detach(), loss.detach())]
+    of_all = outputs(models, causes, horizon, known)
+    likelihood = Likelihood.of_several([model.likelihood for model in models])
+    losses = mean_loss(likelihood, of_all, Batch.of_several(batches))
+    losses.sum().backward()
+    return list(zip(of_all.detach().unbind(1), losses.detach(), strict=True))
 
 
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
