@@ -167,6 +167,8 @@ class NeuralODE(Dynamics):
     def step_jacobian(self, z: Tensor) -> Tensor:
         # Other solvers' steps are their own affair; rk4 with ours is as good for a Jacobian.
         tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
+        if z.is_cuda:
+            return self._step_jacobian(z, tableau)
         # In pieces whose hidden units stay in the cache.
         widest = max(len(weight) for weight in self.mlp.weights)
         pieces = z.split(max(1, MOST_SLOPES // (widest * len(z))), dim=1)

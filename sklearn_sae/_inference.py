@@ -13,8 +13,10 @@ from ._prior import Prior
 
 __all__ = ["FIRST_DAMPING", "best_start", "refine", "trials_at_once"]
 
-#: Numbers a refinement may hold at a time (256 MB in float32).
+#: Numbers a refinement may hold at a time on the CPU (256 MB in float32), and the share of its free
+#: memory that they may take on a GPU, where few large operations are what is fast.
 MOST_VALUES = 64_000_000
+SHARE_OF_GPU = 1 / 8
 MOST_CANDIDATES = 1500
 MOST_CANDIDATES_UNDER_INPUTS = 30
 MOST_TRIALS = 512
@@ -36,7 +38,7 @@ def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: T
     n_bins, n_neurons, n_trials = batch.counts.shape
     counts = batch.counts.reshape(-1, n_trials).T
     observed = None if batch.mask is None else batch.mask.reshape(-1, n_trials).T.to(counts.dtype)
-    at_once = max(1, MOST_VALUES // (4 * n_bins * n_neurons))
+    at_once = max(1, most_values(counts.device) // (4 * n_bins * n_neurons))
     fits = []
     for candidates in bank.split(at_once, dim=1):
         # Finite, so that nothing of an entry is left once it is multiplied by a mask of zero.
@@ -62,13 +64,21 @@ def _best_start_under_inputs(
     return best
 
 
+def most_values(device: torch.device) -> int:
+    """Numbers in float32 that a refinement may hold at a time."""
+    if device.type != "cuda":
+        return MOST_VALUES
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(MOST_VALUES, int(SHARE_OF_GPU * free / 4))
+
+
 def trials_at_once(model: SequentialAutoencoder, n_bins: int) -> int:
-    """How many trials a refinement can take together within ``MOST_VALUES``."""
+    """How many trials a refinement can take together within ``most_values``."""
     n_neurons, n_latents = len(model.readout.weight), model.readout.n_latents
     n_states = n_latents + model.n_inferred
     widest = max(len(weight) for weight in model.dynamics.parameters())
     per_bin = 4 * n_states**2 + 2 * n_latents * widest + 6 * n_neurons
-    return max(1, min(MOST_TRIALS, MOST_VALUES // (n_bins * per_bin)))
+    return max(1, min(MOST_TRIALS, most_values(model.readout.weight.device) // (n_bins * per_bin)))
 
 
 def refine(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_sae import NODESAE
+from sklearn_sae import NODESAE, _uncertainty
 from sklearn_sae._prior import Prior
 from sklearn_sae._uncertainty import _laplace, _output_variance, model_variance
 from sklearn_sae._validation import check_trials
@@ -97,6 +97,23 @@ def test_model_variance_sees_a_wrong_readout(est):
     rates = est.predict(spikes) * np.exp(noise)
     noisy = check_trials(est, np.random.default_rng(0).poisson(rates), reset=False)
     assert model_variance(est.model_, noisy, table) > est.model_variance_ + 0.1
+
+
+def test_some_of_many_trials_tell_the_models_variance(est, monkeypatch):
+    spikes, _ = ring(120)
+    noise = np.random.default_rng(0).normal(0, 0.4, spikes.shape)
+    rates = est.predict(spikes) * np.exp(noise)
+    trials = check_trials(est, np.random.default_rng(0).poisson(rates), reset=False)
+    table = torch.from_numpy(est.training_initial_conditions_)
+    of_all = model_variance(est.model_, trials, table)
+    monkeypatch.setattr(_uncertainty, "MOST_TRIALS_FOR_VARIANCE", 50)
+    chosen = np.arange(0, 120, 3)
+    of_some = model_variance(est.model_, trials, table)
+    assert of_some != of_all
+    assert of_some == pytest.approx(of_all, rel=0.2)
+    # What the weights add depends on all spikes there are.
+    alone = model_variance(est.model_, trials.subset(chosen), table[chosen])
+    assert of_some < alone
 
 
 def test_amortized_has_no_posterior():
