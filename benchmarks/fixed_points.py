@@ -6,7 +6,8 @@ Fits default models with seed 0 to the training trials of make_chaotic_spikes(sy
 random_state=0), compares their fixed points and Lyapunov exponents with those of the true system,
 and times find_fixed_points against the paper's procedure (1024 starts, Adam on q = |f|^2 / 2 with
 learning rate 1e-2, up to 5000 iterations, q < 1e-10) from the same starts. One row for each true
-fixed point.
+fixed point; `data_distance` is how far it lies from the nearest state of a trial, `outside` how far
+beyond the convex hull of all states (at least; 0 inside), both in radii of the attractor.
 
 Lyapunov exponents are measured along 200 free runs of 500 bins (5 to 14 periods) that start at
 trials, and again along 64 of 2000 bins: a learned system that is all but right may hold a stable
@@ -19,6 +20,7 @@ import time
 import numpy as np
 import torch
 from _results import add_arguments, path_of, write
+from scipy.spatial import ConvexHull
 
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae.analysis import find_fixed_points, lyapunov_spectrum, match_fixed_points
@@ -92,7 +94,7 @@ def measure(name, model, n_latents, quick):
         "speedup": round(adam_seconds / seconds, 1),
         "adam_points_missed": missed,
     }
-    away = true_distances(match.true.points, data.latents)
+    away, outside = true_distances(match.true.points, data.latents)
     return [
         {
             "system": name,
@@ -101,6 +103,7 @@ def measure(name, model, n_latents, quick):
             "true_point": " ".join(f"{x:.3f}" for x in match.true.points[i]),
             "true_kind": match.true.kinds[i],
             "data_distance": round(float(away[i]), 3),
+            "outside": round(float(outside[i]), 3),
             "found_kind": match.found.kinds[j] if j >= 0 else "none",
             "distance": round(float(match.distances[i]), 4),
             "leading_error": round(float(match.leading_errors[i]), 4),
@@ -119,10 +122,13 @@ def draw_starts(latents):
 
 
 def true_distances(points, states):
-    """Distance of each point to the trajectories, in radii of the attractor."""
+    """Distances of points to the trajectories and to their convex hull, in attractor radii."""
     flat = states.reshape(-1, states.shape[-1])
     radius = np.sqrt(((flat - flat.mean(axis=0)) ** 2).sum(axis=1).mean())
-    return np.array([np.linalg.norm(flat - point, axis=1).min() for point in points]) / radius
+    away = np.array([np.linalg.norm(flat - point, axis=1).min() for point in points])
+    normals, offsets = np.split(ConvexHull(flat).equations, [-1], axis=1)
+    outside = (points @ normals.T + offsets.T).max(axis=1).clip(min=0)
+    return away / radius, outside / radius
 
 
 def largest_exponent(system, states, n_bins, bin_width):

@@ -20,7 +20,19 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
-LEARNING_RATES = {"onecycle": _one_cycle, "constant": lambda progress: 1.0}
+def _exponential(progress: float) -> float:
+    """Rise for 10 % of training as a cosine, then fall to 1 % of the peak, ever more slowly."""
+    peak = 0.1
+    if progress < peak:
+        return _cosine(1 / 25, 1.0, progress / peak)
+    return 0.01 ** ((progress - peak) / (1 - peak))
+
+
+LEARNING_RATES = {
+    "exponential": _exponential,
+    "onecycle": _one_cycle,
+    "constant": lambda progress: 1.0,
+}
 
 
 @dataclass(frozen=True)

@@ -337,12 +337,14 @@ def test_learning_rate_schedule(node, spikes, records):
     node.set_params(max_epochs=30, learning_rate=0.005)
     node.set_params(learning_rate_schedule="constant").fit(spikes)
     assert {record.learning_rate for record in records} == {0.005}
-    records.clear()
-    node.set_params(learning_rate_schedule="onecycle").fit(spikes)
-    rates = [record.learning_rate for record in records]
-    assert max(rates) == pytest.approx(0.005, rel=0.02)
-    assert np.argmax(rates) in range(7, 11)
-    assert rates[-1] < 0.02 * max(rates) and rates[0] < 0.2 * max(rates)
+    for shape, peaks, last in (("onecycle", range(7, 11), 0.0), ("exponential", range(2, 5), 0.01)):
+        records.clear()
+        node.set_params(learning_rate_schedule=shape).fit(spikes)
+        rates = [record.learning_rate for record in records]
+        assert max(rates) == pytest.approx(0.005, rel=0.05)
+        assert np.argmax(rates) in peaks
+        assert rates[0] < 0.4 * max(rates)
+        assert rates[-1] / max(rates) == pytest.approx(last, abs=0.005)
 
 
 def test_horizon(node, spikes, records):
