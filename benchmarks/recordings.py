@@ -40,15 +40,18 @@ from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.io import chop, merge
 from sklearn_sae.metrics import bits_per_spike, co_smoothing_rates
 
-MODELS = {
-    "NODESAE": {"n_latents": [16, 24], "weight_decay": [0.3]},
-    "NODESAE, inferred inputs": {
-        "n_latents": [16, 24],
-        "n_inferred_inputs": [8, 16],
-        "weight_decay": [0.3],
-    },
+# 320 trials of a second: large steps, and for long, keep models from learning them by heart.
+FEW_SPIKES = {
+    "learning_rate": 0.1,
+    "learning_rate_schedule": "onecycle",
+    "horizon_growth": 0.3,
+    "weight_decay": 0.3,
 }
-GROWTH = {"n_latents": 16, "weight_decay": 0.3}
+MODELS = {
+    "NODESAE": {"n_latents": [16, 24, 32]},
+    "NODESAE, inferred inputs": {"n_latents": [16, 24, 32], "n_inferred_inputs": [8, 16]},
+}
+GROWTH = {"n_latents": 24}
 N_INFERRED = (1, 2, 4, 8, 16)
 RAT = {"n_latents": 16, "weight_decay": 0.3, "max_epochs": 150}
 WINDOW, OVERLAP = 50, 25
@@ -140,7 +143,7 @@ def trials(spikes, target, onset, report, models=MODELS, n_inferred=N_INFERRED, 
         for name, grid in models.items():
             start = time.perf_counter()
             search = GridSearchCV(
-                NODESAE(random_state=0, **options),
+                NODESAE(random_state=0, **FEW_SPIKES | options),
                 grid,
                 scoring=co_smoothing,
                 cv=StratifiedKFold(3, shuffle=True, random_state=0),
@@ -153,7 +156,7 @@ def trials(spikes, target, onset, report, models=MODELS, n_inferred=N_INFERRED, 
             latents = windows(sae.transform(spikes))
             share(f"{name}: latents", decoded(latents), n_latents=sae.n_latents)
         for n in n_inferred if seed == 0 else ():
-            sae = NODESAE(random_state=0, n_inferred_inputs=n, **GROWTH | options)
+            sae = NODESAE(random_state=0, n_inferred_inputs=n, **FEW_SPIKES | GROWTH | options)
             sae.fit(spikes[train])
             bits(f"NODESAE, {n} inferred input(s)", co_smoothed(sae), n_latents=sae.n_latents)
 

@@ -177,7 +177,7 @@ class NODESAE(BaseSAE):
     batch_size : int or "auto", default="auto"
         Trials per step; "auto" is a quarter of the trials, at most 320.
 
-    max_epochs : int, default=200
+    max_epochs : int, default=225
         Passes over the training trials.
 
     n_init : int, default=1
@@ -194,7 +194,7 @@ class NODESAE(BaseSAE):
     horizon_step : int, default=1
         Bins by which the horizon grows at a time.
 
-    horizon_growth : float, default=0.7
+    horizon_growth : float, default=0.5
         Share of the epochs after which the loss sees whole trials; 0 sees them from the start.
 
     early_stopping : bool, default=False
@@ -350,11 +350,11 @@ class NODESAE(BaseSAE):
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=200,
+        max_epochs=225,
         n_init=1,
         horizon_start=10,
         horizon_step=1,
-        horizon_growth=0.7,
+        horizon_growth=0.5,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=20,
@@ -524,7 +524,7 @@ class RNNSAE(BaseSAE):
     batch_size : int or "auto", default="auto"
         Trials per step; "auto" is a quarter of the trials, at most 320.
 
-    max_epochs : int, default=200
+    max_epochs : int, default=225
         Passes over the training trials.
 
     n_init : int, default=1
@@ -541,7 +541,7 @@ class RNNSAE(BaseSAE):
     horizon_step : int, default=1
         Bins by which the horizon grows at a time.
 
-    horizon_growth : float, default=0.7
+    horizon_growth : float, default=0.5
         Share of the epochs after which the loss sees whole trials; 0 sees them from the start.
 
     early_stopping : bool, default=False
@@ -688,11 +688,11 @@ class RNNSAE(BaseSAE):
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=200,
+        max_epochs=225,
         n_init=1,
         horizon_start=10,
         horizon_step=1,
-        horizon_growth=0.7,
+        horizon_growth=0.5,
         early_stopping=False,
         validation_fraction=0.1,
         n_iter_no_change=20,
