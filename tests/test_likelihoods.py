@@ -284,7 +284,7 @@ TRUE = np.linspace(0.2, 1.0, 8)
 QUICK = {
     "n_latents": 2,
     "hidden_sizes": (32,),
-    "learning_rate": 0.02,
+    "learning_rate": 0.04,
     "max_epochs": 60,
     "device": "cpu",
     "random_state": 0,

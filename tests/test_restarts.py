@@ -14,7 +14,7 @@ from sklearn_sae._mlp import MLP
 from sklearn_sae._optimizer import OPTIMIZERS, Soap
 from sklearn_sae._validation import check_seed, check_seeds
 
-SHORT = SMALL | {"max_epochs": 8, "validation_fraction": 0.25}
+SHORT = SMALL | {"max_epochs": 8, "learning_rate": 0.03, "validation_fraction": 0.25}
 AMORTIZED = {"inference": "amortized", "dropout": 0.2, "initial_condition_dropout": 0.1}
 KINDS = {
     "node": NODESAE(**SHORT),
@@ -129,7 +129,7 @@ def test_without_spikes_to_predict_the_smallest_loss_decides(spikes):
 
 
 def test_each_stops_when_its_own_score_says_so(spikes):
-    settings = {"max_epochs": 60, "n_iter_no_change": 3, "horizon_growth": 0}
+    settings = {"max_epochs": 60, "n_iter_no_change": 3, "tol": 0.0, "horizon_growth": 0}
     est = fresh("node, early stopping", n_init=4, **settings).fit(spikes)
     assert len(est.loss_curve_) == len(est.validation_scores_) <= est.n_iter_
     assert np.argmax(est.validation_scores_) == len(est.validation_scores_) - 4

@@ -20,7 +20,7 @@ def ring(n_trials, n_bins=25, n_neurons=10, seed=0):
 
 @pytest.fixture(scope="module")
 def est():
-    return NODESAE(n_latents=2, max_epochs=80, random_state=0).fit(ring(120)[0])
+    return NODESAE(n_latents=2, max_epochs=80, random_state=0, device="cpu").fit(ring(120)[0])
 
 
 def test_intervals_cover_true_rates(est):
