@@ -294,18 +294,26 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         checkpoint: Checkpoint | None,
     ) -> bool:
         """Run the epochs; false if the user interrupted them."""
+        schedule = Schedule(
+            learning_rate=self.learning_rate,
+            shape=self.learning_rate_schedule,
+            n_bins=training.n_bins,
+            horizon_start=self.horizon_start,
+            horizon_step=self.horizon_step,
+            horizon_growth=self.horizon_growth,
+        )
+        if state.stoppers and schedule.horizon_at(1 - 1e-6) < training.n_bins:
+            warnings.warn(
+                f"early_stopping=True has no effect with horizon_growth={self.horizon_growth}: it "
+                "begins when the loss sees whole trials, which is never. Lower horizon_growth.",
+                UserWarning,
+                stacklevel=4,
+            )
         self.n_iter_ = 0 if checkpoint is None else checkpoint.begin(state)
         records = train(
             state.members,
             training,
-            Schedule(
-                learning_rate=self.learning_rate,
-                shape=self.learning_rate_schedule,
-                n_bins=training.n_bins,
-                horizon_start=self.horizon_start,
-                horizon_step=self.horizon_step,
-                horizon_growth=self.horizon_growth,
-            ),
+            schedule,
             state.optimiser,
             clip_norm=self.clip_norm,
             batch_size=self._batch_size(training),

@@ -304,3 +304,10 @@ def test_a_memory_map_is_only_ever_read_in_parts(node, inference, tmp_path, monk
     assert sum(n_read) > 20 * len(counts)
     # Mean counts are taken over 256 trials at a time, whatever their size.
     assert max(n_read) <= 256
+
+
+def test_early_stopping_that_never_begins_is_told(node, spikes):
+    node.set_params(early_stopping=True, horizon_growth=1.0, max_epochs=2)
+    with pytest.warns(UserWarning, match="early_stopping=True has no effect") as caught:
+        node.fit(spikes)
+    assert caught[0].filename == __file__

@@ -21,7 +21,13 @@ from sklearn_sae._inputs import Inputs
 from sklearn_sae._mlp import MLP
 from sklearn_sae._prior import Prior
 from sklearn_sae.datasets import make_chaotic_spikes
-from sklearn_sae.metrics import rate_r2
+from sklearn_sae.metrics import (
+    co_smoothing_rates,
+    co_smoothing_score,
+    cycle_consistency,
+    forward_prediction_score,
+    rate_r2,
+)
 
 N_BINS, N_LATENTS, N_TRIALS, N_INFERRED = 12, 3, 5, 2
 
@@ -298,6 +304,25 @@ def test_simulate_is_transform_from_the_initial_conditions(stimulated):
     )
     one = est.simulate(latents[0, 0], 25, inputs=stimuli[0])
     np.testing.assert_allclose(one, latents[0], rtol=1e-4, atol=1e-5)
+
+
+def test_scores_are_told_the_known_inputs(stimulated):
+    est, (spikes, stimuli, *_) = stimulated
+    X, U = spikes[90:], stimuli[90:]
+    rates = co_smoothing_rates(est, X, parts=5, inputs=U)
+    shown = X.astype(float)
+    shown[..., :5] = np.nan
+    by_hand = co_smoothing_rates(est, X, parts=[range(5), range(5, 25)], inputs=U)
+    np.testing.assert_allclose(by_hand[..., :5], est.predict(shown, inputs=U)[..., :5], rtol=1e-5)
+    assert rates.shape == X.shape
+    wrong = U[::-1]
+    for score in (co_smoothing_score, forward_prediction_score):
+        assert score(est, X, inputs=U) > score(est, X, inputs=wrong) + 0.02
+        with pytest.raises(ValueError, match="is given none"):
+            score(est, X)
+    assert cycle_consistency(est, X, inputs=U) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(ValueError, match="is given none"):
+        cycle_consistency(est, X)
 
 
 def test_known_inputs_are_asked_for_and_refused(stimulated):

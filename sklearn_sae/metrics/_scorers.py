@@ -13,7 +13,13 @@ from ._trials import Array, as_trials, rows
 
 
 def co_smoothing_score(
-    estimator: Any, X: Any, y: Any = None, *, held_out: float = 0.25, random_state: Any = 0
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    held_out: float = 0.25,
+    random_state: Any = 0,
+    inputs: Any = None,
 ) -> float:
     """Bits per spike on neurons that the estimator was not shown.
 
@@ -35,6 +41,8 @@ def co_smoothing_score(
         is not.
     random_state : int, RandomState or None, default=0
         Draws the hidden neurons.
+    inputs : array of shape (n_trials, n_bins, n_inputs), list of (n_bins_i, n_inputs), or None
+        Known inputs, for an estimator that was fitted with them.
 
     Returns
     -------
@@ -66,11 +74,11 @@ def co_smoothing_score(
     n_hidden = int(np.clip(round(held_out * n_neurons), 1, n_neurons - 1))
     hidden = check_random_state(random_state).permutation(n_neurons)[:n_hidden]
     masks = [np.isin(np.arange(n_neurons), hidden) & np.ones((len(x), 1), bool) for x in trials]
-    return _hidden_bits_per_spike(estimator, X, trials, masks)
+    return _hidden_bits_per_spike(estimator, X, trials, masks, inputs)
 
 
 def co_smoothing_rates(
-    estimator: Any, X: Any, *, parts: Any = 4, random_state: Any = 0
+    estimator: Any, X: Any, *, parts: Any = 4, random_state: Any = 0, inputs: Any = None
 ) -> NDArray[np.floating] | list[NDArray[np.floating]]:
     """Rates of all neurons, each predicted by an estimator that was not shown it.
 
@@ -91,6 +99,8 @@ def co_smoothing_rates(
         Every neuron must be in one of them.
     random_state : int, RandomState or None, default=0
         Draws the parts, if ``parts`` is a number.
+    inputs : array of shape (n_trials, n_bins, n_inputs), list of (n_bins_i, n_inputs), or None
+        Known inputs, for an estimator that was fitted with them.
 
     Returns
     -------
@@ -122,13 +132,15 @@ def co_smoothing_rates(
         shown = [x.copy() for x in trials]
         for x in shown:
             x[:, part] = np.nan
-        predicted = _predict(estimator, shown, X)
+        predicted = _predict(estimator, shown, X, inputs)
         for x, from_others in zip(rates, predicted, strict=True):
             x[:, part] = from_others[:, part]
     return rates if isinstance(X, list | tuple) else np.stack(rates)
 
 
-def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: Any = 10) -> float:
+def forward_prediction_score(
+    estimator: Any, X: Any, y: Any = None, *, n_bins: Any = 10, inputs: Any = None
+) -> float:
     """Bits per spike on the last bins of each trial, which the estimator was not shown.
 
     The last ``n_bins`` bins of each trial are hidden (set to NaN) for all neurons, predicted from
@@ -145,6 +157,8 @@ def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: A
         Ignored.
     n_bins : int, default=10
         Number of bins to hide.
+    inputs : array of shape (n_trials, n_bins, n_inputs), list of (n_bins_i, n_inputs), or None
+        Known inputs, for an estimator that was fitted with them.
 
     Returns
     -------
@@ -181,11 +195,17 @@ def forward_prediction_score(estimator: Any, X: Any, y: Any = None, *, n_bins: A
             )
         bins = np.arange(len(x))[:, None]
         masks.append((bins >= end - n_bins) & (bins < end) & np.ones(x.shape, dtype=bool))
-    return _hidden_bits_per_spike(estimator, X, trials, masks)
+    return _hidden_bits_per_spike(estimator, X, trials, masks, inputs)
 
 
 def cycle_consistency(
-    estimator: Any, X: Any, y: Any = None, *, noise: float = 0.0, random_state: Any = 0
+    estimator: Any,
+    X: Any,
+    y: Any = None,
+    *,
+    noise: float = 0.0,
+    random_state: Any = 0,
+    inputs: Any = None,
 ) -> float:
     """How much of the latents can be read back from the rates that they give.
 
@@ -210,6 +230,8 @@ def cycle_consistency(
         share of the standard deviation of each neuron's log-rate.
     random_state : int, RandomState or None, default=0
         Draws the noise.
+    inputs : array of shape (n_trials, n_bins, n_inputs), list of (n_bins_i, n_inputs), or None
+        Known inputs, for an estimator that was fitted with them.
 
     Returns
     -------
@@ -236,7 +258,7 @@ def cycle_consistency(
     """
     if not noise >= 0:
         raise ValueError(f"noise must be a standard deviation >= 0, got {noise!r}.")
-    latents = estimator.transform(X)
+    latents = estimator.transform(X, **_known(inputs))
     rates = rows(as_trials("rates", estimator.inverse_transform(latents)))
     states = rows(as_trials("latents", latents))
     output = np.log(np.maximum(rates, 1e-9)) if _of_counts(estimator) else rates
@@ -247,7 +269,7 @@ def cycle_consistency(
 
 
 def _hidden_bits_per_spike(
-    estimator: Any, X: Any, trials: list[Array], masks: list[NDArray[np.bool_]]
+    estimator: Any, X: Any, trials: list[Array], masks: list[NDArray[np.bool_]], inputs: Any
 ) -> float:
     """Hide the entries under the masks, predict, and score those alone."""
     if not _of_counts(estimator):
@@ -257,7 +279,7 @@ def _hidden_bits_per_spike(
         )
     shown = [np.where(mask, np.nan, x) for x, mask in zip(trials, masks, strict=True)]
     hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, masks, strict=True)]
-    rates = _predict(estimator, shown, X)
+    rates = _predict(estimator, shown, X, inputs)
     return bits_per_spike(rates, hidden, _last_step(estimator).null_rates_)
 
 
@@ -271,9 +293,15 @@ def _of_counts(estimator: Any) -> bool:
     return getattr(_last_step(estimator), "likelihood", "poisson") != "gaussian"
 
 
-def _predict(estimator: Any, trials: list[Array], X: Any) -> Any:
+def _predict(estimator: Any, trials: list[Array], X: Any, inputs: Any) -> Any:
     """Rates of ``trials`` in the form of ``X``: a pipeline's transformers may take no other."""
-    return estimator.predict(trials if isinstance(X, list | tuple) else np.stack(trials))
+    shown = trials if isinstance(X, list | tuple) else np.stack(trials)
+    return estimator.predict(shown, **_known(inputs))
+
+
+def _known(inputs: Any) -> dict[str, Any]:
+    """Other estimators need not know the argument."""
+    return {} if inputs is None else {"inputs": inputs}
 
 
 def _parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.integer]]:

@@ -109,11 +109,17 @@ class RateDisplay:
             rates, std = (values[0] for values in estimator.predict(one, return_std=True, **known))
         else:
             rates, std = estimator.predict(one, **known)[0], None
+        true = None if true_rates is None else np.asarray(true_rates[trial])
+        if true is not None and true.shape != rates.shape:
+            raise ValueError(
+                f"true_rates must be like X, of all trials: true_rates[{trial}] has shape "
+                f"{true.shape}, and X[{trial}] {rates.shape}."
+            )
         display = cls(
             rates,
             std=std,
             spikes=X[trial],
-            true_rates=None if true_rates is None else true_rates[trial],
+            true_rates=true,
             of_counts=estimator.likelihood != "gaussian",
         )
         return display.plot(ax=ax, neurons=neurons, coverage=coverage, bin_size=bin_size)
