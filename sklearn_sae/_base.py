@@ -34,6 +34,7 @@ from ._training import (
     FreeInitialConditions,
     InitialConditions,
     Member,
+    n_batches,
     train,
 )
 from ._uncertainty import model_variance
@@ -302,10 +303,11 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             horizon_step=self.horizon_step,
             horizon_growth=self.horizon_growth,
         )
-        if state.stoppers and schedule.horizon_at(1 - 1e-6) < training.n_bins:
+        n_steps = self.max_epochs * n_batches(len(training), self._batch_size(training))
+        if state.stoppers and schedule.horizon_at(1 - 1 / n_steps) < training.n_bins:
             warnings.warn(
                 f"early_stopping=True has no effect with horizon_growth={self.horizon_growth}: it "
-                "begins when the loss sees whole trials, which is never. Lower horizon_growth.",
+                "begins once the loss sees whole trials, and it never does. Lower horizon_growth.",
                 UserWarning,
                 stacklevel=4,
             )

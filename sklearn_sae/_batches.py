@@ -220,8 +220,7 @@ def _trials_last(array: np.ndarray, device: torch.device, dtype: type | np.dtype
     if device.type == "cuda" and array.dtype in (np.uint8, bool):
         # A quarter of the bytes go over, and the rest is quicker there.
         there = torch.from_numpy(array).to(device).permute(1, 2, 0)
-        dtype_there = torch.bool if dtype is bool else torch.float32
-        return there.to(dtype_there, memory_format=torch.contiguous_format)
+        return there.to(torch.bool if dtype is bool else torch.float32).contiguous()
     # Turned and converted in one pass.
     copy = np.empty(turned.shape, dtype)
     copy[...] = turned

@@ -33,15 +33,25 @@ class ValidationScore:
         table: Tensor | None,
     ) -> None:
         self.model, self.trials, self.null_rates, self.table = model, trials, null_rates, table
-        self.causes: list[Tensor] = []
+        self.causes: Tensor | None = None
         self._only: tuple[Batch, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self) -> float:
         sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for i, (batch, hidden) in enumerate(self._batches()):
-            output = self._output(i, batch.hide(hidden))
+        inferred = []
+        for batch, hidden in self._batches():
+            seen = batch.hide(hidden)
+            if self.table is None:
+                assert self.model.encoder is not None
+                output = self.model.output(self.model.encoder(seen), len(seen.counts), seen.inputs)
+            else:
+                causes, output = self._infer(self.table, seen)
+                inferred.append(causes)
             sums += bits_gained(self.model.likelihood, output, self.null_rates, batch, hidden)
+        if inferred:
+            # Of all trials together: how many a batch holds depends on memory, which changes.
+            self.causes = torch.cat(inferred, dim=1)
         gain, n_units = sums
         return float(gain / n_units.clamp(min=1))
 
@@ -57,19 +67,19 @@ class ValidationScore:
                 self._only = found
             yield found
 
-    def _output(self, i: int, seen: Batch) -> Tensor:
-        if self.table is None:
-            assert self.model.encoder is not None
-            return self.model.output(self.model.encoder(seen), len(seen.counts), seen.inputs)
-        prior = Prior.from_samples(self.table, self.model.inputs)
-        if i == len(self.causes):
-            self.causes.append(best_start(self.model, prior, seen, self.table.T))
+    def _infer(self, table: Tensor, seen: Batch) -> tuple[Tensor, Tensor]:
+        """Causes of a batch, and the readout's output."""
+        prior = Prior.from_samples(table, self.model.inputs)
+        if self.causes is None:
+            start = best_start(self.model, prior, seen, table.T)
+        else:
+            start = self.causes[:, seen.rows]
         # Inputs that are new, or of which the prior has changed, take more.
         max_iter = 5 if self.model.inferring else 2
-        self.causes[i] = refine(self.model, prior, seen, self.causes[i], max_iter=max_iter)
+        causes = refine(self.model, prior, seen, start, max_iter=max_iter)
         if self.model.inferring:
-            return mean_output(self.model, prior, seen, self.causes[i])
-        return self.model.output(self.causes[i], len(seen.counts), seen.inputs)
+            return causes, mean_output(self.model, prior, seen, causes)
+        return causes, self.model.output(causes, len(seen.counts), seen.inputs)
 
 
 class EarlyStopping:
@@ -125,7 +135,8 @@ class EarlyStopping:
             name: torch.tensor(values, dtype=torch.float64, device="cpu")
             for name, values in numbers.items()
         }
-        state |= {f"causes.{i}": causes for i, causes in enumerate(self.score.causes)}
+        if self.score.causes is not None:
+            state["causes"] = self.score.causes
         return state | {f"best.{name}": tensor for name, tensor in self._best.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -133,7 +144,6 @@ class EarlyStopping:
         self.scores = state["scores"].tolist()
         self.best_score = state["best_score"].item()
         self.n_without_gain = int(state["n_without_gain"])
-        n_batches = sum(name.startswith("causes.") for name in state)
-        device = self.score.null_rates.device
-        self.score.causes = [state[f"causes.{i}"].to(device) for i in range(n_batches)]
+        if "causes" in state:
+            self.score.causes = state["causes"].to(self.score.null_rates.device)
         self._best = {name: state[f"best.{name}"] for name in self.state if f"best.{name}" in state}

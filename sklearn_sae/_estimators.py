@@ -256,9 +256,9 @@ class NODESAE(BaseSAE):
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
-        Variance of log-rates due to the model's own error, estimated from the training trials; only
-        if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of rates divided by each
-        neuron's standard deviation in ``fit``.
+        Variance of log-rates due to the model's own error, estimated from the training trials (2000
+        of them at most); only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of
+        rates divided by each neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
         horizon; without the log(counts!) of counts.
@@ -603,9 +603,9 @@ class RNNSAE(BaseSAE):
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
-        Variance of log-rates due to the model's own error, estimated from the training trials; only
-        if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of rates divided by each
-        neuron's standard deviation in ``fit``.
+        Variance of log-rates due to the model's own error, estimated from the training trials (2000
+        of them at most); only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of
+        rates divided by each neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
         horizon; without the log(counts!) of counts.

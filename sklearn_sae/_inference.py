@@ -11,7 +11,7 @@ from ._likelihood import log_likelihood
 from ._model import SequentialAutoencoder
 from ._prior import Prior
 
-__all__ = ["FIRST_DAMPING", "best_start", "refine", "trials_at_once"]
+__all__ = ["FIRST_DAMPING", "best_start", "most_values", "refine", "trials_at_once"]
 
 #: Numbers a refinement may hold at a time on the CPU (256 MB in float32), and the share of its free
 #: memory that they may take on a GPU, where few large operations are what is fast.

@@ -99,6 +99,8 @@ class _Moments:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state["mean"].shape != self.mean.shape:
+            raise ValueError(f"moments of shape {tuple(state['mean'].shape)}")
         self.mean, self.square = state["mean"], state["square"]
         sides = [side for side in self.rotated if f"basis{side}" in state]
         self.spread = {side: state[f"spread{side}"] for side in sides}

@@ -28,6 +28,7 @@ __all__ = [
     "FreeInitialConditions",
     "Member",
     "Record",
+    "n_batches",
     "train",
 ]
 
@@ -331,7 +332,12 @@ def _outputs_and_losses(
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
     """Rows of all trials in random order, in batches of nearly equal size."""
     order = torch.randperm(n_trials, generator=generator, device="cpu").numpy()
-    return np.array_split(order, max(1, round(n_trials / batch_size)))
+    return np.array_split(order, n_batches(n_trials, batch_size))
+
+
+def n_batches(n_trials: int, batch_size: int) -> int:
+    """How many batches of about that size there are in an epoch."""
+    return max(1, round(n_trials / batch_size))
 
 
 def check_loss(loss: Tensor, epoch: int) -> float:

@@ -11,7 +11,7 @@ from sklearn_sae import _inference
 from sklearn_sae._batches import Batch, Trials
 from sklearn_sae._dynamics import Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
 from sklearn_sae._expansion import Expansion
-from sklearn_sae._inference import best_start, refine, trials_at_once
+from sklearn_sae._inference import best_start, most_values, refine, trials_at_once
 from sklearn_sae._likelihood import log_likelihood
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._mlp import MLP
@@ -417,3 +417,13 @@ def test_trials_at_once():
     assert 1 <= trials_at_once(large, 1000) < _inference.MOST_TRIALS
     assert trials_at_once(large, 10**9) == 1
     assert trials_at_once(large, 2000) <= trials_at_once(large, 1000)
+
+
+def test_a_gpu_may_hold_more_than_the_cpu(monkeypatch):
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    free = 80e9
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
+    assert most_values(cpu) == _inference.MOST_VALUES
+    assert most_values(gpu) == 2.5e9
+    free = 1e6
+    assert most_values(gpu) == _inference.MOST_VALUES

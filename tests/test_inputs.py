@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
+from sklearn.model_selection import GridSearchCV
 from test_inference import DYNAMICS, log_posterior, make_model, make_problem
 
 import sklearn_sae
@@ -321,6 +323,13 @@ def test_scores_are_told_the_known_inputs(stimulated):
         with pytest.raises(ValueError, match="is given none"):
             score(est, X)
     assert cycle_consistency(est, X, inputs=U) == pytest.approx(1, abs=1e-3)
+    search = GridSearchCV(NODESAE(**SMALL | {"max_epochs": 1}), {"n_latents": [2]}, cv=2)
+    with config_context(enable_metadata_routing=True):
+        search.estimator.set_fit_request(inputs=True).set_score_request(inputs=True)
+        search.fit(X, inputs=U)
+    found = search.best_estimator_
+    for score in (co_smoothing_score, cycle_consistency):
+        assert score(search, X, inputs=U) == score(found, X, inputs=U)
     with pytest.raises(ValueError, match="is given none"):
         cycle_consistency(est, X)
 

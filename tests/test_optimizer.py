@@ -344,3 +344,9 @@ def test_another_row_adam_goes_on_from_its_state_to_the_last_bit():
     for one in (adam, other):
         one.step(torch.tensor([0, 1]), normal(2, 3, seed=2), 0.1)
     assert torch.equal(first, second)
+
+
+def test_moments_of_another_shape_are_refused():
+    state = Soap([nn.Parameter(normal(4, 3))]).state_dict()
+    with pytest.raises(ValueError, match=r"shape \(1, 1, 12\)"):
+        Soap([nn.Parameter(normal(5, 3))]).load_state_dict(state)

@@ -42,7 +42,8 @@ def co_smoothing_score(
     random_state : int, RandomState or None, default=0
         Draws the hidden neurons.
     inputs : array of shape (n_trials, n_bins, n_inputs), list of (n_bins_i, n_inputs), or None
-        Known inputs, for an estimator that was fitted with them.
+        Known inputs, for an estimator that was fitted with them. ``scoring=`` hands on none, so
+        search by the estimator's own score then.
 
     Returns
     -------
@@ -158,7 +159,8 @@ def forward_prediction_score(
     n_bins : int, default=10
         Number of bins to hide.
     inputs : array of shape (n_trials, n_bins, n_inputs), list of (n_bins_i, n_inputs), or None
-        Known inputs, for an estimator that was fitted with them.
+        Known inputs, for an estimator that was fitted with them. ``scoring=`` hands on none, so
+        search by the estimator's own score then.
 
     Returns
     -------
@@ -258,7 +260,7 @@ def cycle_consistency(
     """
     if not noise >= 0:
         raise ValueError(f"noise must be a standard deviation >= 0, got {noise!r}.")
-    latents = estimator.transform(X, **_known(inputs))
+    latents = _best(estimator).transform(X, **_known(inputs))
     rates = rows(as_trials("rates", estimator.inverse_transform(latents)))
     states = rows(as_trials("latents", latents))
     output = np.log(np.maximum(rates, 1e-9)) if _of_counts(estimator) else rates
@@ -283,9 +285,14 @@ def _hidden_bits_per_spike(
     return bits_per_spike(rates, hidden, _last_step(estimator).null_rates_)
 
 
+def _best(estimator: Any) -> Any:
+    """What a search has found: its own methods take no inputs."""
+    return getattr(estimator, "best_estimator_", estimator)
+
+
 def _last_step(estimator: Any) -> Any:
     """The sequential autoencoder within a search or a pipeline."""
-    best = getattr(estimator, "best_estimator_", estimator)
+    best = _best(estimator)
     return best[-1] if hasattr(best, "steps") else best
 
 
@@ -296,7 +303,7 @@ def _of_counts(estimator: Any) -> bool:
 def _predict(estimator: Any, trials: list[Array], X: Any, inputs: Any) -> Any:
     """Rates of ``trials`` in the form of ``X``: a pipeline's transformers may take no other."""
     shown = trials if isinstance(X, list | tuple) else np.stack(trials)
-    return estimator.predict(shown, **_known(inputs))
+    return _best(estimator).predict(shown, **_known(inputs))
 
 
 def _known(inputs: Any) -> dict[str, Any]:
