@@ -54,7 +54,7 @@ MODELS = {
 }
 GROWTH = {"n_latents": 24}
 N_INFERRED = (1, 2, 4, 8, 16)
-RAT = {"n_latents": 16, "max_epochs": 150}
+RAT = {"n_latents": 16, "weight_decay": 0.3, "max_epochs": 150}
 WINDOW, OVERLAP = 50, 25
 WIDTHS = (0, 5, 12, 25, 50, 100, 200)  # bins
 QUICK = {
@@ -179,7 +179,7 @@ def session(spikes, position, report, **options):
     n_train = 3 * len(spikes) // 4
     start = time.perf_counter()
     training, _ = chop(spikes[:n_train], WINDOW, OVERLAP)
-    sae = NODESAE(random_state=0, **FEW_SPIKES | RAT | options).fit(training)
+    sae = NODESAE(random_state=0, **RAT | options).fit(training)
     chopped, layout = chop(spikes, WINDOW, OVERLAP)
     latents = sae.transform(chopped)
     rates = sae.inverse_transform(latents)
