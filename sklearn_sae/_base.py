@@ -29,7 +29,6 @@ from ._optimizer import OPTIMIZERS, Soap
 from ._readout import Readout, pca_start
 from ._schedule import Schedule
 from ._training import (
-    INPUTS_JOIN,
     EncodedInitialConditions,
     FreeInitialConditions,
     InitialConditions,
@@ -269,8 +268,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
         if model.encoder is None:
-            inputs_join = math.ceil(INPUTS_JOIN * self.max_epochs)
-            return FreeInitialConditions(causes, model, training, dropout, generator, inputs_join)
+            return FreeInitialConditions(causes, model, training, dropout, generator)
         return EncodedInitialConditions(
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )
@@ -376,7 +374,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         member = state.members[best]
         self._infer_as(member)
         if isinstance(member.initial_conditions, FreeInitialConditions):
-            causes = member.initial_conditions.causes
+            causes = member.initial_conditions.table
             self.model_variance_ = model_variance(member.model, training, causes)
         self.model_ = member.model.cpu().requires_grad_(False)
         for name, values in self.model_.likelihood.learned().items():

@@ -125,9 +125,8 @@ class NODESAE(BaseSAE):
     n_inferred_inputs : int, default=0
         Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
         (an autoregressive process of each): for data that no initial condition explains, as a
-        perturbation that comes within the trial. They join after the first epochs. What
-        they cost is counted, so that those that are not needed vanish. Only if
-        ``inference="semi-amortized"``.
+        perturbation that comes within the trial. What they cost is counted, so that those that are
+        not needed vanish. Only if ``inference="semi-amortized"``.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
@@ -472,9 +471,8 @@ class RNNSAE(BaseSAE):
     n_inferred_inputs : int, default=0
         Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
         (an autoregressive process of each): for data that no initial condition explains, as a
-        perturbation that comes within the trial. They join after the first epochs. What
-        they cost is counted, so that those that are not needed vanish. Only if
-        ``inference="semi-amortized"``.
+        perturbation that comes within the trial. What they cost is counted, so that those that are
+        not needed vanish. Only if ``inference="semi-amortized"``.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.

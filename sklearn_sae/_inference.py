@@ -93,8 +93,8 @@ def refine(
 ) -> Tensor:
     """Climb every trial's log-posterior from ``causes`` ``(n_causes, n_trials)``.
 
-    Where inferred inputs have joined, initial conditions alone will do for a start: the inputs then
-    start at zero. Each iteration is a Newton step with the Fisher information in the place of the
+    Where inputs are inferred, initial conditions alone will do for a start: the inputs then start
+    at zero. Each iteration is a Newton step with the Fisher information in the place of the
     Hessian, damped. A trial's damping falls when its step helped and rises when it did not
     (Levenberg 1944, Marquardt 1963); no trial ever gets worse, but for rounding errors. A trial is
     done when a step gains less than ``tol`` nats.

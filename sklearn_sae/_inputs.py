@@ -72,17 +72,7 @@ class Inputs(nn.Module):
                 directions = torch.linalg.qr(directions)[0]
         self.directions = nn.Parameter(directions)
         self.register_buffer("correlation", torch.full((n_inferred,), 0.5, device=device))
-        # Zero: the inferred inputs have not joined yet.
-        self.register_buffer("variance", torch.zeros(n_inferred, device=device))
-
-    @property
-    def inferring(self) -> bool:
-        """Whether inferred inputs have joined."""
-        return self.n_inferred > 0 and bool(self.variance.any())
-
-    def join(self) -> None:
-        """Let inferred inputs take part from now on."""
-        self.variance.fill_(FIRST_STD**2)
+        self.register_buffer("variance", torch.full((n_inferred,), FIRST_STD**2, device=device))
 
     def matrix(self) -> Tensor:
         """Unit directions ``(n_latents, n_inferred)`` of the inferred inputs."""

@@ -20,8 +20,8 @@ __all__ = ["SequentialAutoencoder", "outputs"]
 class SequentialAutoencoder(nn.Module):
     """Holds the parts of the model; trials are the last axis of every tensor.
 
-    The causes of a trial ``(n_causes, n_trials)`` are its initial condition and, once inferred
-    inputs have joined, below it those of all bins but the last, one bin after the other.
+    The causes of a trial ``(n_causes, n_trials)`` are its initial condition and, if inputs are
+    inferred, below it those of all bins but the last, one bin after the other.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class SequentialAutoencoder(nn.Module):
 
     @property
     def n_inferred(self) -> int:
-        """How many inputs are inferred, once they have joined."""
+        """How many inputs are inferred."""
         return 0 if self.inputs is None else self.inputs.n_inferred
 
     @property
     def inferring(self) -> bool:
-        """Whether inferred inputs have joined."""
-        return self.inputs is not None and self.inputs.inferring
+        """Whether any are."""
+        return self.n_inferred > 0
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Weights of dynamics, readout and inputs: what makes spikes from their causes."""
@@ -92,7 +92,7 @@ class SequentialAutoencoder(nn.Module):
         return causes[n_latents:].unflatten(0, (-1, self.n_inferred))[: n_bins - 1]
 
     def inputs_of_all_bins(self, causes: Tensor, n_bins: int) -> Tensor:
-        """Inferred inputs ``(n_bins, n_inferred, n_trials)``; zero if they have not joined.
+        """Inferred inputs ``(n_bins, n_inferred, n_trials)``.
 
         That of the last bin, of which nothing is known, is the prior's mean given the one before.
         """
@@ -102,7 +102,7 @@ class SequentialAutoencoder(nn.Module):
         return self.inputs.continued(inferred, 1)
 
     def with_inputs(self, causes: Tensor, n_bins: int) -> Tensor:
-        """Causes with inferred inputs, of zero, if they have joined and are not there yet."""
+        """Causes with inferred inputs, of zero, if there are to be some and are none yet."""
         if not self.inferring or len(causes) > self.readout.n_latents:
             return causes
         zeros = causes.new_zeros((n_bins - 1) * self.n_inferred, causes.shape[1])

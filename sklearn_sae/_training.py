@@ -23,7 +23,6 @@ from ._prior import Prior
 from ._schedule import Schedule
 
 __all__ = [
-    "INPUTS_JOIN",
     "EncodedInitialConditions",
     "FreeInitialConditions",
     "Member",
@@ -35,9 +34,9 @@ __all__ = [
 #: Initial conditions move in latents of unit size, and see one trial each: larger steps than
 #: weights.
 INITIAL_CONDITION_SPEED = 5.0
-#: Inferred inputs join after this share of the epochs. Before dynamics have learned anything, they
-#: would take their place; and dynamics that learn for long without inputs that are there go astray.
-INPUTS_JOIN = 0.15
+#: Dynamics that learn for long without inputs that are there go astray: while the horizon grows,
+#: which makes it cheap, inferred inputs follow them closely.
+EPOCHS_BETWEEN_FIRST_INPUTS = 2
 EPOCHS_BETWEEN_INPUTS = 5
 
 
@@ -45,7 +44,7 @@ EPOCHS_BETWEEN_INPUTS = 5
 class Record:
     """What one epoch of training did; ``losses`` has one of each model.
 
-    It is ``complete`` if the loss sees whole trials, and all that is to be inferred has joined.
+    It is ``complete`` if the loss sees whole trials.
     """
 
     epoch: int
@@ -62,9 +61,6 @@ class Record:
 
 class InitialConditions(ABC):
     """Where a batch's initial conditions come from, and what becomes of their gradient."""
-
-    #: Whether inferred inputs are still to join.
-    waiting = False
 
     @abstractmethod
     def take(self, batch: Batch) -> Tensor:
@@ -98,8 +94,8 @@ class FreeInitialConditions(InitialConditions):
     epochs all of them take one Gauss-Newton step; rarely if latents are many, because a step costs
     as much as that many rollouts.
 
-    Inferred inputs join from epoch ``inputs_join`` on. They have no gradient steps, only those of
-    Gauss-Newton, more often, and after each their prior is learned anew.
+    Inferred inputs have no gradient steps, only those of Gauss-Newton, more often, and after each
+    their prior is learned anew.
     """
 
     def __init__(
@@ -109,7 +105,6 @@ class FreeInitialConditions(InitialConditions):
         trials: Trials,
         dropout: float,
         generator: torch.Generator,
-        inputs_join: int = 0,
     ) -> None:
         self.n_latents = model.readout.n_latents
         self.model, self.trials = model, trials
@@ -117,7 +112,6 @@ class FreeInitialConditions(InitialConditions):
         self.adam = RowAdam(self.z0)
         self.prior = Prior.from_samples(self.z0, model.inputs)
         self.dropout, self.generator = dropout, generator
-        self.inputs_join = inputs_join
         self.damping = causes.new_full((len(causes),), FIRST_DAMPING)
         self.epochs_between_steps = max(10, 2 * self.n_latents)
         self._leaf = self.table
@@ -134,23 +128,14 @@ class FreeInitialConditions(InitialConditions):
         return self.table[:, : self.n_latents]
 
     def _n_causes(self, n_bins: int) -> int:
-        """Of trials up to ``n_bins``, once inputs have joined."""
+        """Of trials up to ``n_bins``."""
         return self.n_latents + (n_bins - 1) * self.model.n_inferred
-
-    @property
-    def causes(self) -> Tensor:
-        """All that is inferred of each trial, one per row."""
-        return self.table if self.model.inferring else self.z0
-
-    @property
-    def waiting(self) -> bool:  # type: ignore[override]
-        return self.model.n_inferred > 0 and not self.model.inferring
 
     def take(self, batch: Batch) -> Tensor:
         causes = self.table[batch.rows, : self._n_causes(len(batch.counts))].T
         self._leaf = causes[: self.n_latents].contiguous().requires_grad_()
         z0 = drop(self._leaf, self.dropout, self.generator)
-        return torch.cat([z0, causes[self.n_latents :]]) if self.model.inferring else z0
+        return torch.cat([z0, causes[self.n_latents :]])
 
     def update(self, batch: Batch, learning_rate: float) -> None:
         rows = torch.as_tensor(batch.rows, device=self.table.device)
@@ -161,23 +146,22 @@ class FreeInitialConditions(InitialConditions):
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
-        inputs, n_done = self.model.inputs, epoch + 1
-        if self.waiting and n_done >= self.inputs_join:
-            assert inputs is not None
-            inputs.join()
+        inputs, growing = self.model.inputs, horizon < self.trials.n_bins
         self.prior = Prior.from_samples(self.z0, inputs)
-        every = EPOCHS_BETWEEN_INPUTS if self.model.inferring else self.epochs_between_steps
-        if n_done % every or (self.model.inferring and horizon == 1):
+        every = self.epochs_between_steps
+        if self.model.inferring:
+            every = EPOCHS_BETWEEN_FIRST_INPUTS if growing else EPOCHS_BETWEEN_INPUTS
+        if (epoch + 1) % every or (self.model.inferring and horizon == 1):
             return
         statistics = self._gauss_newton(horizon)
         if statistics is not None:
             assert inputs is not None
-            inputs.learn_prior(statistics, sparing=horizon < self.trials.n_bins)
+            inputs.learn_prior(statistics, sparing=growing)
 
     def _gauss_newton(self, horizon: int) -> InputStatistics | None:
         prior = self.prior
         size = trials_at_once(self.model, horizon)
-        table = self.causes[:, : self._n_causes(horizon)]
+        table = self.table[:, : self._n_causes(horizon)]
         sums = None
         for batch in self.trials.chunks(size, self.table.device, horizon):
             causes = table[batch.rows].T.contiguous()
@@ -297,13 +281,12 @@ def train(
         for member in members:
             member.model.likelihood.end_epoch()
             member.initial_conditions.end_epoch(epoch, horizon)
-        waiting = any(member.initial_conditions.waiting for member in members)
         yield Record(
             epoch + 1,
             tuple(np.mean(losses, axis=0).tolist()),
             horizon,
             learning_rate,
-            complete=horizon == trials.n_bins and not waiting,
+            complete=horizon == trials.n_bins,
         )
 
 

@@ -66,8 +66,6 @@ def inputs_with_std(
 ) -> Tensor:
     """Inferred inputs and their standard deviations ``(n_bins, 2 * n_inferred, n_trials)``."""
     inferred = model.inputs_of_all_bins(causes, len(batch.counts))
-    if not model.inferring:
-        return torch.cat([inferred, inferred], dim=1)  # zero, both
     covariance = Expansion.at(model, prior, batch, causes).covariances()
     variance = covariance.diagonal(dim1=2, dim2=3)[..., model.readout.n_latents :]
     std = variance.clamp(min=0).sqrt().permute(1, 2, 0)

@@ -545,6 +545,9 @@ def test_pulses_are_found_well_and_rates_gain():
     inferred = est.infer_inputs(spikes[320:])
     assert abs(np.corrcoef(inferred.ravel(), pulses[320:].ravel())[0, 1]) >= 0.8
     assert scores[1] >= scores[0] + 0.02
+    again = NODESAE(n_latents=2, n_inferred_inputs=1, random_state=1).fit(spikes[:320])
+    inferred = again.infer_inputs(spikes[320:])
+    assert abs(np.corrcoef(inferred.ravel(), pulses[320:].ravel())[0, 1]) >= 0.8
 
 
 @pytest.mark.slow
