@@ -27,7 +27,7 @@ LARGEST_SPREAD = 1e6
 #: Of variances that move posterior means. Where nothing is observed, linearised dynamics let them
 #: grow far beyond what the dynamics themselves would.
 LARGEST_SHIFT = 0.25
-#: So that 90 % intervals of rates cover 86 to 91 % on unseen trials, from rings of 30,000 spikes to
+#: So that 90 % intervals of rates cover 84 to 91 % on unseen trials, from rings of 30,000 spikes to
 #: chaotic systems of 1.5 million; on systems that it was not set with they cover 90 to 95 %.
 SPIKES_PER_WEIGHT = 400
 #: So many trials tell as much of the model's variance as all do, in a share of the time.
@@ -82,10 +82,10 @@ def mean_output(model: SequentialAutoencoder, prior: Prior, batch: Batch, causes
 def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) -> float:
     r"""Variance of the readout's output around the truth that is due to the model itself.
 
-    Of Poisson counts, with rates l, counts y and n_spikes observed in all, and averages weighted by
-    l^2,
+    Of Poisson counts, with rates l, counts y, n_spikes observed in all, and the weights
+    a = 1 / (1 + 2 l), with which the estimate varies least,
 
-    * d = sum((y - l)^2 - l) / sum(l^2) is what residuals show beyond Poisson noise;
+    * d = sum(a ((y - l)^2 - l)) / sum(a l^2) is what residuals show beyond Poisson noise;
     * the fit has hidden some of that: the variance v of log-rates given the model, by
       fitting initial conditions, and w = n_learned / n_spikes, by fitting the weights (sum(l v) is
       the number of parameters fitted, as the trace of a hat matrix is);
@@ -93,11 +93,11 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
       few of the weights.
 
     So the model's bias is d + v + w, and its variance around the best model w: together at least w.
-    By chance d is off by about sqrt(2 / sum(l^2)), and what it lacks is cut off at zero: with fewer
-    than 100,000 spikes intervals tend to be too wide. Other likelihoods have d + v from their own
-    `misfit`, and their Fisher information, which is l for Poisson counts, in the place of spikes.
-    ``table`` holds the fitted causes of ``trials``, one per row. Of many trials, some drawn at
-    random stand for all; conditions may alternate, so they are not evenly spaced.
+    By chance d is off by about sqrt(1 / sum(a l^2)), and what it lacks is cut off at zero: with
+    fewer than 100,000 spikes intervals tend to be too wide. Other likelihoods have d + v from their
+    own `misfit`, and their Fisher information, which is l for Poisson counts, in the place of
+    spikes. ``table`` holds the fitted causes of ``trials``, one per row. Of many trials, some drawn
+    at random stand for all; conditions may alternate, so they are not evenly spaced.
     """
     n_latents = model.readout.n_latents
     prior = Prior.from_samples(table[:, :n_latents], model.inputs)
