@@ -14,7 +14,7 @@ decay: Loshchilov & Hutter, ICLR 2019.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -161,7 +161,7 @@ class Soap:
             moments.square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             update = moments.mean / correct1 / (moments.scale(correct2) + self.eps)
             for weight, step in zip(group, moments.out_of_basis(update), strict=True):
-                if self.decoupled:
+                if self.decoupled and self.weight_decay:
                     weight.mul_(1 - learning_rate * self.weight_decay)
                 weight.sub_(step.reshape(weight.shape), alpha=learning_rate)
                 weight.grad = None
@@ -214,26 +214,44 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 class RowAdam:
-    """Adam for a table of which a step touches some rows only; each row counts its own steps."""
+    """Adam for tables of which a step touches some rows only; each row counts its own steps.
 
-    def __init__(self, table: Tensor) -> None:
-        self.table = table
-        self.mean = torch.zeros_like(table)
-        self.square = torch.zeros_like(table)
-        self.n_steps = torch.zeros(len(table), 1, device=table.device)
+    The tables have one shape. Moments are those of all: ``(n_tables, n_rows, n_columns)``.
+    """
+
+    def __init__(self, tables: Sequence[Tensor]) -> None:
+        self.tables = tables
+        self.mean = torch.stack([torch.zeros_like(table) for table in tables])
+        self.square = torch.zeros_like(self.mean)
+        self.n_steps = self.mean.new_zeros(*self.mean.shape[:2], 1)
+        self._which = torch.arange(len(tables), device=self.mean.device)[:, None]
+
+    @classmethod
+    def of_several(cls, several: Sequence[RowAdam]) -> RowAdam:
+        """One for the tables of all; each of them goes on with what this one does."""
+        joint = cls([table for adam in several for table in adam.tables])
+        for name, moments in joint.state_dict().items():
+            sizes = [len(adam.tables) for adam in several]
+            for adam, own in zip(several, moments.split(sizes), strict=True):
+                own.copy_(getattr(adam, name))
+                setattr(adam, name, own)
+        return joint
 
     def step(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        n_steps = self.n_steps[rows] + 1
-        mean = self.mean[rows].lerp_(gradient, 0.1)
-        square = self.square[rows].lerp_(gradient.square(), 0.001)
-        self.n_steps[rows], self.mean[rows], self.square[rows] = n_steps, mean, square
+        """Of each table's ``rows`` ``(n_tables, n)``, along ``(n_tables, n, n_columns)``."""
+        which = self._which, rows
+        n_steps = self.n_steps[which] + 1
+        mean = self.mean[which].lerp_(gradient, 0.1)
+        square = self.square[which].lerp_(gradient.square(), 0.001)
+        self.n_steps[which], self.mean[which], self.square[which] = n_steps, mean, square
         # No epsilon beside the gradient's own size: a trial's gradient shrinks with the batch.
         step = mean.div_(square.sqrt_().add_(1e-15))
         step *= (1 - 0.999**n_steps).sqrt_() / (1 - 0.9**n_steps)
-        self.table.index_add_(0, rows, step, alpha=-learning_rate)
+        for table, of_table, along in zip(self.tables, rows, step, strict=True):
+            table.index_add_(0, of_table, along, alpha=-learning_rate)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step depends on beside the table; not a copy."""
+        """What the next step depends on beside the tables; not a copy."""
         return {"mean": self.mean, "square": self.square, "n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,9 +67,13 @@ class InitialConditions(ABC):
     def take(self, batch: Batch) -> Tensor:
         """Causes ``(n_causes, n_trials)`` that the loss can be differentiated by."""
 
+    @staticmethod
     @abstractmethod
-    def update(self, batch: Batch, learning_rate: float) -> None:
-        """Follow the gradient that the loss left in the initial conditions taken last."""
+    def followers(several: Sequence[Any]) -> Callable[[Sequence[Batch], float], None]:
+        """What makes them all follow the gradients that losses left in those taken last.
+
+        It is given the batches they were taken of, one of each, and the learning rate.
+        """
 
     @abstractmethod
     def end_epoch(self, epoch: int, horizon: int) -> None:
@@ -109,7 +114,7 @@ class FreeInitialConditions(InitialConditions):
         self.n_latents = model.readout.n_latents
         self.model, self.trials = model, trials
         self.table = self._with_room_for_inputs(causes)
-        self.adam = RowAdam(self.z0)
+        self.adam = RowAdam([self.z0])
         self.prior = Prior.from_samples(self.z0, model.inputs)
         self.dropout, self.generator = dropout, generator
         self.damping = causes.new_full((len(causes),), FIRST_DAMPING)
@@ -137,12 +142,28 @@ class FreeInitialConditions(InitialConditions):
         z0 = drop(self._leaf, self.dropout, self.generator)
         return torch.cat([z0, causes[self.n_latents :]])
 
-    def update(self, batch: Batch, learning_rate: float) -> None:
-        rows = torch.as_tensor(batch.rows, device=self.table.device)
+    @staticmethod
+    def followers(
+        several: Sequence[FreeInitialConditions],
+    ) -> Callable[[Sequence[Batch], float], None]:
+        adam = RowAdam.of_several([one.adam for one in several])
+
+        def follow(batches: Sequence[Batch], learning_rate: float) -> None:
+            rows = np.stack([batch.rows for batch in batches])
+            gradients = [one._gradient(batch) for one, batch in zip(several, batches, strict=True)]
+            adam.step(
+                torch.as_tensor(rows, device=adam.mean.device),
+                torch.stack(gradients),
+                INITIAL_CONDITION_SPEED * learning_rate,
+            )
+
+        return follow
+
+    def _gradient(self, batch: Batch) -> Tensor:
         assert self._leaf.grad is not None
         # The loss is that of the spikes, per entry.
         pull = self.prior.of_first_state(self._leaf.detach())[0] / batch.n_observed()
-        self.adam.step(rows, self._leaf.grad.T - pull, INITIAL_CONDITION_SPEED * learning_rate)
+        return self._leaf.grad.T - pull
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
@@ -219,8 +240,12 @@ class EncodedInitialConditions(InitialConditions):
         seen = hide_at_random(whole, self.coordinated_dropout, self.generator)
         return drop(self.encoder(seen, self.generator), self.dropout, self.generator)
 
-    def update(self, batch: Batch, learning_rate: float) -> None:
-        """Nothing to follow: the encoder's weights take their step with all others."""
+    @staticmethod
+    def followers(
+        several: Sequence[EncodedInitialConditions],
+    ) -> Callable[[Sequence[Batch], float], None]:
+        """Nothing to follow: encoders' weights take their step with all others."""
+        return lambda batches, learning_rate: None
 
     def end_epoch(self, epoch: int, horizon: int) -> None:
         """Nothing to catch up with."""
@@ -264,6 +289,8 @@ def train(
     After any epoch training can go on in another call, if all that is given is as it was then and
     ``n_done`` says how many epochs that were.
     """
+    conditions = [member.initial_conditions for member in members]
+    follow = conditions[0].followers(conditions)
     for epoch in range(n_done, max_epochs):
         losses = []
         orders = [shuffled(len(trials), batch_size, member.generator) for member in members]
@@ -275,8 +302,8 @@ def train(
             results = _outputs_and_losses(members, batches, horizon)
             losses.append([check_loss(loss, epoch) for _, loss in results])
             optimiser.step(learning_rate, clip_norm)
+            follow(batches, learning_rate)
             for member, batch, (output, _) in zip(members, batches, results, strict=True):
-                member.initial_conditions.update(batch, learning_rate)
                 member.model.likelihood.note_residuals(output, batch)
         for member in members:
             member.model.likelihood.end_epoch()

@@ -298,13 +298,13 @@ def test_row_adam_is_torchs_adam_on_every_row_at_its_own_steps():
     table = normal(5, 3)
     rows = [nn.Parameter(row.clone()) for row in table]
     optimisers = [torch.optim.Adam([row], lr=0.1, eps=1e-15) for row in rows]
-    adam = RowAdam(table)
+    adam = RowAdam([table])
     rng = np.random.default_rng(0)
     counted = np.zeros(5)
     for step in range(30):
         chosen = rng.permutation(5)[: rng.integers(1, 4)]
         gradient = normal(len(chosen), 3, seed=step + 1)
-        adam.step(torch.from_numpy(chosen), gradient, 0.1)
+        adam.step(torch.from_numpy(chosen)[None], gradient[None], 0.1)
         for i, g in zip(chosen, gradient, strict=True):
             rows[i].grad = g
             optimisers[i].step()
@@ -318,32 +318,56 @@ def test_row_adam_does_not_care_how_small_gradients_are():
     moved = []
     for scale in (1.0, 1e-9):
         table = torch.zeros(2, 3)
-        adam = RowAdam(table)
+        adam = RowAdam([table])
         for step in range(5):
             gradient = scale * normal(2, 3, seed=step).float()
-            adam.step(torch.arange(2), gradient, 0.1)
+            adam.step(torch.arange(2)[None], gradient[None], 0.1)
         moved.append(table)
     torch.testing.assert_close(*moved, rtol=1e-3, atol=1e-4)
-    adam.step(torch.arange(2), torch.zeros(2, 3), 0.1)
+    adam.step(torch.arange(2)[None], torch.zeros(1, 2, 3), 0.1)
     assert table.isfinite().all()
 
 
 def test_row_adam_leaves_a_row_without_gradient_in_place():
     table = torch.ones(2, 3)
-    RowAdam(table).step(torch.tensor([1]), torch.zeros(1, 3), 0.1)
+    RowAdam([table]).step(torch.tensor([[1]]), torch.zeros(1, 1, 3), 0.1)
     assert torch.equal(table, torch.ones(2, 3))
 
 
 def test_another_row_adam_goes_on_from_its_state_to_the_last_bit():
     first = normal(5, 3)
-    adam = RowAdam(first)
-    adam.step(torch.tensor([3, 1]), normal(2, 3, seed=1), 0.1)
+    adam = RowAdam([first])
+    adam.step(torch.tensor([[3, 1]]), normal(1, 2, 3, seed=1), 0.1)
     state, second = copy.deepcopy(adam.state_dict()), first.clone()
-    other = RowAdam(second)
+    other = RowAdam([second])
     other.load_state_dict(state)
     for one in (adam, other):
-        one.step(torch.tensor([0, 1]), normal(2, 3, seed=2), 0.1)
+        one.step(torch.tensor([[0, 1]]), normal(1, 2, 3, seed=2), 0.1)
     assert torch.equal(first, second)
+
+
+def test_tables_together_move_as_they_would_alone():
+    together, alone = (
+        [wide[:, :3] for wide in (normal(4, 5, seed=1), normal(4, 5, seed=2))] for _ in range(2)
+    )
+    each = [RowAdam([table]) for table in together]
+    others = [RowAdam([table]) for table in alone]
+    rows = torch.tensor([[2, 0], [3, 2]])
+    for step in range(3):
+        if step == 1:  # from where they are by then
+            joint = RowAdam.of_several(each)
+        gradient = normal(2, 2, 3, seed=step)
+        if step == 0:
+            for i, one in enumerate(each):
+                one.step(rows[i : i + 1], gradient[i : i + 1], 0.1)
+        else:
+            joint.step(rows, gradient, 0.1)
+        for i, other in enumerate(others):
+            other.step(rows[i : i + 1], gradient[i : i + 1], 0.1)
+    for one, other in zip(each, others, strict=True):
+        assert torch.equal(one.tables[0], other.tables[0])
+        for name, moments in other.state_dict().items():
+            assert torch.equal(one.state_dict()[name], moments)
 
 
 def test_moments_of_another_shape_are_refused():

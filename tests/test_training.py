@@ -243,7 +243,7 @@ def test_free_initial_conditions_take_their_trials_rows():
     assert torch.equal(z0, conditions.table[[7, 2]].T)
     before = conditions.table.clone()
     (z0 * torch.tensor([[9.0, 0.0], [-9.0, 0.0]])).sum().backward()
-    conditions.update(batch, 0.01)
+    conditions.followers([conditions])([batch], 0.01)
     moved = conditions.table - before
     torch.testing.assert_close(
         moved[7], 0.01 * _training.INITIAL_CONDITION_SPEED * torch.tensor([-1.0, 1.0])
@@ -257,16 +257,18 @@ def test_free_initial_conditions_take_their_trials_rows():
     assert not moved.any()
 
 
-def test_the_prior_pulls_as_hard_as_the_gradient_of_its_share_of_the_loss():
+def test_the_prior_pulls_as_hard_as_the_gradient_of_its_share_of_the_loss(monkeypatch):
     conditions = Setup().initial_conditions
     batch = conditions.trials.batch(np.array([7, 2]), CPU)
     z0 = conditions.take(batch)
     (-conditions.prior.log_density(z0).sum() / batch.counts.numel()).backward()
     by_hand, seen = conditions._leaf.grad.T, []
     conditions._leaf.grad = torch.zeros_like(conditions._leaf)
-    conditions.adam.step = lambda rows, gradient, learning_rate: seen.append(gradient)
-    conditions.update(batch, 0.01)
-    torch.testing.assert_close(seen[0], by_hand)
+    monkeypatch.setattr(
+        _training.RowAdam, "step", lambda self, rows, gradient, learning_rate: seen.append(gradient)
+    )
+    conditions.followers([conditions])([batch], 0.01)
+    torch.testing.assert_close(seen[0][0], by_hand)
 
 
 def test_now_and_then_initial_conditions_catch_up_with_the_weights():
