@@ -103,6 +103,13 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 'which an encoder does not give. Set inference="semi-amortized", or '
                 "n_inferred_inputs=0."
             )
+        if getattr(y, "ndim", 0) == 3:
+            warnings.warn(
+                "y is ignored, although it looks like known inputs; these go by name: "
+                "fit(X, inputs=...).",
+                UserWarning,
+                stacklevel=3,
+            )
         continued = self.warm_start and hasattr(self, "model_")
         of_counts = LIKELIHOODS[self.likelihood].of_counts
         trials = check_trials(self, X, inputs, reset=not continued, of_counts=of_counts)

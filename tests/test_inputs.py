@@ -334,6 +334,15 @@ def test_scores_are_told_the_known_inputs(stimulated):
         cycle_consistency(est, X)
 
 
+def test_inputs_in_the_place_of_y_are_noticed(stimulated):
+    _, (spikes, stimuli, *_) = stimulated
+    est = NODESAE(**SMALL | {"max_epochs": 1})
+    with pytest.warns(UserWarning, match=r"fit\(X, inputs=\.\.\.\)") as caught:
+        est.fit(spikes, stimuli)
+    assert caught[0].filename == __file__
+    assert est.n_inputs_in_ == 0
+
+
 def test_known_inputs_are_asked_for_and_refused(stimulated):
     est, (spikes, stimuli, *_) = stimulated
     for call in (est.transform, est.predict, est.score, est.initial_conditions):

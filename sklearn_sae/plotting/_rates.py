@@ -109,12 +109,15 @@ class RateDisplay:
             rates, std = (values[0] for values in estimator.predict(one, return_std=True, **known))
         else:
             rates, std = estimator.predict(one, **known)[0], None
-        true = None if true_rates is None else np.asarray(true_rates[trial])
-        if true is not None and true.shape != rates.shape:
-            raise ValueError(
-                f"true_rates must be like X, of all trials: true_rates[{trial}] has shape "
-                f"{true.shape}, and X[{trial}] {rates.shape}."
-            )
+        true = None
+        if true_rates is not None:
+            if len(true_rates) != len(X) or np.shape(true_rates[trial]) != rates.shape:
+                raise ValueError(
+                    "true_rates must be like X, of all trials: it holds "
+                    f"{len(true_rates)}, the first of shape {np.shape(true_rates[0])}; X holds "
+                    f"{len(X)}, and X[{trial}] has shape {rates.shape}."
+                )
+            true = np.asarray(true_rates[trial])
         display = cls(
             rates,
             std=std,
