@@ -308,7 +308,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             horizon_step=self.horizon_step,
             horizon_growth=self.horizon_growth,
         )
-        n_steps = self.max_epochs * n_batches(len(training), self._batch_size(training))
+        batch_size = self._batch_size(training)
+        n_steps = self.max_epochs * n_batches(len(training), batch_size)
         if state.stoppers and schedule.horizon_at(1 - 1 / n_steps) < training.n_bins:
             warnings.warn(
                 f"early_stopping=True has no effect with horizon_growth={self.horizon_growth}: it "
@@ -323,7 +324,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             schedule,
             state.optimiser,
             clip_norm=self.clip_norm,
-            batch_size=self._batch_size(training),
+            batch_size=batch_size,
             max_epochs=self.max_epochs,
             device=device,
             n_done=self.n_iter_,

@@ -97,8 +97,8 @@ class SequentialAutoencoder(nn.Module):
         That of the last bin, of which nothing is known, is the prior's mean given the one before.
         """
         inferred = self.inferred_inputs(causes, n_bins)
-        if inferred is None or self.inputs is None:
-            return causes.new_zeros(n_bins, self.n_inferred, causes.shape[1])
+        assert inferred is not None
+        assert self.inputs is not None
         return self.inputs.continued(inferred, 1)
 
     def with_inputs(self, causes: Tensor, n_bins: int) -> Tensor:

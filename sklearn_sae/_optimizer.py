@@ -230,8 +230,8 @@ class RowAdam:
     def of_several(cls, several: Sequence[RowAdam]) -> RowAdam:
         """One for the tables of all; each of them goes on with what this one does."""
         joint = cls([table for adam in several for table in adam.tables])
+        sizes = [len(adam.tables) for adam in several]
         for name, moments in joint.state_dict().items():
-            sizes = [len(adam.tables) for adam in several]
             for adam, own in zip(several, moments.split(sizes), strict=True):
                 own.copy_(getattr(adam, name))
                 setattr(adam, name, own)

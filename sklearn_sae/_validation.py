@@ -22,6 +22,7 @@ __all__ = [
     "check_seeds",
     "check_simulated_inputs",
     "check_trials",
+    "if_known",
 ]
 
 #: Entries looked at together, so that checking a memory map never loads it whole.
@@ -362,3 +363,8 @@ def check_seed(random_state: Any) -> int:
         # Fresh entropy, where scikit-learn would draw from NumPy's global generator.
         return int(np.random.SeedSequence().generate_state(1)[0])
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+def if_known(inputs: Any) -> dict[str, Any]:
+    """Known inputs as an argument of ``transform`` and others, which a pipeline may not take."""
+    return {} if inputs is None else {"inputs": inputs}

@@ -8,6 +8,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 
+from .._validation import if_known
 from ._accuracy import bits_per_spike
 from ._trials import Array, as_trials, rows
 
@@ -260,7 +261,7 @@ def cycle_consistency(
     """
     if not noise >= 0:
         raise ValueError(f"noise must be a standard deviation >= 0, got {noise!r}.")
-    latents = _best(estimator).transform(X, **_known(inputs))
+    latents = _best(estimator).transform(X, **if_known(inputs))
     rates = rows(as_trials("rates", estimator.inverse_transform(latents)))
     states = rows(as_trials("latents", latents))
     output = np.log(np.maximum(rates, 1e-9)) if _of_counts(estimator) else rates
@@ -303,12 +304,7 @@ def _of_counts(estimator: Any) -> bool:
 def _predict(estimator: Any, trials: list[Array], X: Any, inputs: Any) -> Any:
     """Rates of ``trials`` in the form of ``X``: a pipeline's transformers may take no other."""
     shown = trials if isinstance(X, list | tuple) else np.stack(trials)
-    return _best(estimator).predict(shown, **_known(inputs))
-
-
-def _known(inputs: Any) -> dict[str, Any]:
-    """Other estimators need not know the argument."""
-    return {} if inputs is None else {"inputs": inputs}
+    return _best(estimator).predict(shown, **if_known(inputs))
 
 
 def _parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.integer]]:

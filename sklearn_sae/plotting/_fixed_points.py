@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import if_known
 from ..analysis import FixedPoints, find_fixed_points
 from ._style import (
     FOUND,
@@ -16,7 +17,6 @@ from ._style import (
     Projection,
     as_trials,
     finish,
-    if_known,
     legend,
     lines,
     new_axes,

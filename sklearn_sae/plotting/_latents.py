@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import if_known
 from ._style import (
     Projection,
     as_trials,
     finish,
-    if_known,
     legend,
     lines,
     look,

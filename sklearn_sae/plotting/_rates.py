@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ._style import FOUND, TRUE, finish, grid_of_axes, if_known, label_grid
+from .._validation import if_known
+from ._style import FOUND, TRUE, finish, grid_of_axes, label_grid
 
 
 class RateDisplay:

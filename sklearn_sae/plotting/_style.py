@@ -107,11 +107,6 @@ def legend(ax: Any, handles: list[Any], *, beside: bool) -> None:
         handle.set(alpha=1.0, linewidth=max(handle.get_linewidth(), 2.0))
 
 
-def if_known(inputs: Any) -> dict[str, Any]:
-    """Known inputs as an argument of ``transform``, which a pipeline may not take."""
-    return {} if inputs is None else {"inputs": inputs}
-
-
 def as_trials(name: str, values: Any) -> list[Array]:
     """Trials (n_bins_i, n) of an array (n_trials, n_bins, n), a list, or one trial."""
     if isinstance(values, list | tuple) and len(values) and np.ndim(values[0]) == 2:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from .._validation import if_known
 from ..analysis._state_space import as_rows, as_state_space
-from ._style import FOUND, finish, if_known, new_axes, principal_axes
+from ._style import FOUND, finish, new_axes, principal_axes
 
 
 class VectorFieldDisplay:
