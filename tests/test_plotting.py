@@ -179,6 +179,8 @@ def test_rates(est, tmp_path):
         RateDisplay.from_estimator(est, spikes, true_rates=true[0])
     with pytest.raises(ValueError, match="like X, of all trials"):
         RateDisplay.from_estimator(est, spikes, true_rates=true[5:6])
+    with pytest.raises(ValueError, match="trial must be a row of X"):
+        RateDisplay.from_estimator(est, spikes, trial=len(spikes))
     display = RateDisplay.from_estimator(est, spikes, true_rates=true, neurons=[1, 4])
     assert drawn(display, tmp_path)
     assert len(display.rates_) == len(display.bands_) == len(display.true_rates_) == 2

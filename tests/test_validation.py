@@ -321,8 +321,16 @@ def test_silent_neurons(estimator, spikes):
     rates = estimator.predict(X)
     assert np.isfinite(rates).all()
     assert rates[:, :, 2].max() < 0.05
-    assert estimator.null_rates_[2] == 0
+    assert estimator.null_rates_[2] == 0.5 / X[:, :, 2].size
     assert np.isfinite(estimator.score(X))
+
+
+def test_a_neuron_silent_in_fit_does_not_make_the_score(estimator, spikes):
+    X = spikes.copy()
+    X[:, :, 2] = 0
+    before = estimator.fit(X).score(X)
+    X[:, ::4, 2] = 1
+    assert estimator.score(X) < before
 
 
 def test_a_silent_trial_has_no_score_but_latents(small_model):

@@ -104,6 +104,8 @@ class RateDisplay:
         RateDisplay
             With the artists.
         """
+        if not -len(X) <= trial < len(X):
+            raise ValueError(f"trial must be a row of X, which holds {len(X)}; got {trial}.")
         one = [X[trial]]
         known = if_known(None if inputs is None else [inputs[trial]])
         if estimator.inference == "semi-amortized":
