@@ -394,6 +394,15 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self.best_validation_score_ = state.stoppers[best].best_score
 
     def _best_of(self, state: FitState) -> int:
+        losses = np.array([curve[-1] for curve in state.loss_curves])
+        n_lost = int((np.isnan(self.init_scores_) & ~np.isfinite(losses)).sum())
+        if n_lost:
+            warnings.warn(
+                f"{n_lost} of {len(losses)} models diverged, and their init_scores_ are NaN. "
+                "Lower learning_rate or clip_norm.",
+                ConvergenceWarning,
+                stacklevel=5,
+            )
         if np.isfinite(self.init_scores_).any():
             return int(np.nanargmax(self.init_scores_))
         warnings.warn(
@@ -402,7 +411,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             UserWarning,
             stacklevel=5,
         )
-        return int(np.argmin([curve[-1] for curve in state.loss_curves]))
+        return int(np.nanargmin(losses))
 
     def _infer_as(self, member: Member) -> None:
         if isinstance(member.initial_conditions, FreeInitialConditions):

@@ -183,8 +183,9 @@ class NODESAE(BaseSAE):
         Models to fit, each from its own seed; the one with the best ``score`` on
         ``validation_fraction`` of the trials, held out for that, is kept. They are trained
         together: with a fixed-step solver of Runge and Kutta ("euler", "midpoint", "heun2",
-        "heun3", "rk4") and few trials that takes much less than ``n_init`` times as long. A fit
-        that goes on from another (``warm_start``) has one model only.
+        "heun3", "rk4") and few trials that takes much less than ``n_init`` times as long. One that
+        diverges leaves the others alone. A fit that goes on from another (``warm_start``) has one
+        model only.
 
     horizon_start : int, default=10
         Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
@@ -265,7 +266,7 @@ class NODESAE(BaseSAE):
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
-        The held-out ``score`` of every model; only if ``n_init`` is 2 or more.
+        The held-out ``score`` of every model, NaN if it diverged; only if ``n_init`` is 2 or more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
@@ -530,8 +531,8 @@ class RNNSAE(BaseSAE):
         Models to fit, each from its own seed; the one with the best ``score`` on
         ``validation_fraction`` of the trials, held out for that, is kept. They are trained
         together: with ``cell="mlp"`` and a ``residual``, and few trials, that takes much less
-        than ``n_init`` times as long. A fit that goes on from another
-        (``warm_start``) has one model only.
+        than ``n_init`` times as long. One that diverges leaves the others alone. A fit that goes on
+        from another (``warm_start``) has one model only.
 
     horizon_start : int, default=10
         Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
@@ -612,7 +613,7 @@ class RNNSAE(BaseSAE):
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
-        The held-out ``score`` of every model; only if ``n_init`` is 2 or more.
+        The held-out ``score`` of every model, NaN if it diverged; only if ``n_init`` is 2 or more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float

@@ -56,8 +56,8 @@ class Record:
 
     @property
     def loss(self) -> float:
-        """The mean over models."""
-        return float(np.mean(self.losses))
+        """The mean over models that have not diverged."""
+        return float(np.nanmean(self.losses))
 
 
 class InitialConditions(ABC):
@@ -300,7 +300,7 @@ def train(
             learning_rate = schedule.learning_rate_at(progress)
             batches = [trials.batch(of_one, device, horizon) for of_one in rows]
             results = _outputs_and_losses(members, batches, horizon)
-            losses.append([check_loss(loss, epoch) for _, loss in results])
+            losses.append(check_losses([loss for _, loss in results], epoch))
             optimiser.step(learning_rate, clip_norm)
             follow(batches, learning_rate)
             for member, batch, (output, _) in zip(members, batches, results, strict=True):
@@ -350,11 +350,12 @@ def n_batches(n_trials: int, batch_size: int) -> int:
     return max(1, round(n_trials / batch_size))
 
 
-def check_loss(loss: Tensor, epoch: int) -> float:
-    value = loss.item()
-    if not np.isfinite(value):
+def check_losses(losses: Sequence[Tensor], epoch: int) -> list[float]:
+    """Those of all members, of which at least one is finite: others leave it alone."""
+    values = [loss.item() for loss in losses]
+    if not np.isfinite(values).any():
         raise FloatingPointError(
-            f"The loss became {value} in epoch {epoch + 1}. Lower learning_rate or clip_norm; if "
-            "counts are very large, use smaller bins."
+            f"The loss became {values[0]} in epoch {epoch + 1}. Lower learning_rate or clip_norm; "
+            "if counts are very large, use smaller bins."
         )
-    return value
+    return values

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SMALL
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 
 import sklearn_sae
@@ -12,6 +13,7 @@ from sklearn_sae._dynamics import NeuralODE, RecurrentDynamics, rollouts
 from sklearn_sae._explicit import TABLEAUS
 from sklearn_sae._mlp import MLP
 from sklearn_sae._optimizer import OPTIMIZERS, Soap
+from sklearn_sae._training import train
 from sklearn_sae._validation import check_seed, check_seeds
 
 SHORT = SMALL | {"max_epochs": 8, "learning_rate": 0.03, "validation_fraction": 0.25}
@@ -126,6 +128,32 @@ def test_without_spikes_to_predict_the_smallest_loss_decides(spikes):
     train = split(spikes)[0]
     losses = [fresh("node", random_state=i).fit(silent[train]).loss_curve_[-1] for i in range(3)]
     assert est.loss_curve_[-1] == pytest.approx(min(losses), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["node", "node, early stopping", "node, inferred inputs", "gru"])
+def test_one_that_diverges_leaves_the_others_alone(kind, spikes, monkeypatch):
+    whole = fresh(kind, n_init=3).fit(spikes)
+    break_members(monkeypatch, [1])
+    with pytest.warns(ConvergenceWarning, match="1 of 3 models diverged"):
+        est = fresh(kind, n_init=3).fit(spikes)
+    assert np.isnan(est.init_scores_[1])
+    assert np.array_equal(est.init_scores_[::2], whole.init_scores_[::2])
+    assert np.isfinite(est.transform(spikes)).all()
+
+
+def test_if_all_diverge_there_is_no_fit(spikes, monkeypatch):
+    break_members(monkeypatch, [0, 1])
+    with pytest.raises(FloatingPointError, match="nan in epoch 1. Lower learning_rate"):
+        fresh("node", n_init=2).fit(spikes)
+
+
+def break_members(monkeypatch, numbers):
+    def train_broken(members, *args, **kwargs):
+        for i in numbers:
+            next(members[i].model.dynamics.parameters()).data.fill_(torch.nan)
+        return train(members, *args, **kwargs)
+
+    monkeypatch.setattr("sklearn_sae._base.train", train_broken)
 
 
 def test_each_stops_when_its_own_score_says_so(spikes):
