@@ -162,7 +162,7 @@ class Expansion:
         jacobians = model.dynamics.step_jacobian(columns)
         jacobians = jacobians.unflatten(2, (self.n_bins - 1, self.n_trials))
         # They may overflow after a trial's end, where spikes say nothing.
-        jacobians = jacobians.permute(2, 3, 0, 1).nan_to_num(0.0, 0.0, 0.0).contiguous()
+        jacobians = jacobians.permute(2, 3, 0, 1).contiguous().nan_to_num_(0.0, 0.0, 0.0)
         if not self.n_inputs:
             return list(jacobians)
         assert self.inputs is not None
@@ -200,10 +200,10 @@ class Expansion:
                     )
                     gains.append(gain)
                 gradient = _times(backwards, gradient)
-                precision = backwards @ precision @ self.transitions[t]
-                precision = (precision + precision.transpose(1, 2)) / 2
-            gradient[:, :n_latents] += score[t]
-            precision[:, :n_latents, :n_latents] += information[t]
+                precision = torch.bmm(torch.bmm(backwards, precision), self.transitions[t])
+                precision = precision.add(precision.transpose(1, 2)).mul_(0.5)
+            gradient[:, :n_latents].add_(score[t])
+            precision[:, :n_latents, :n_latents].add_(information[t])
         self.gains = gains[::-1]
         prior_gradient, prior_precision = prior.of_first_state(causes[:n_states])
         return gradient + prior_gradient, precision + prior_precision
@@ -253,4 +253,4 @@ class Expansion:
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
-    return (matrices @ vectors[..., None])[..., 0]
+    return torch.bmm(matrices, vectors[:, :, None])[:, :, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,8 +24,8 @@ MOST_CANDIDATES_UNDER_INPUTS = 30
 MOST_TRIALS = 512
 FIRST_DAMPING = 1e-2
 LARGEST_DAMPING = 1e4
-#: Once no more than this share of the trials is left, the others are put aside: it costs a rollout.
-FEW = 0.6
+#: Once no more than this share of the trials is left, the others are put aside.
+FEW = 0.8
 
 
 def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: T
     fits = []
     for candidates in bank.split(at_once, dim=1):
         # Finite, so that nothing of an entry is left once it is multiplied by a mask of zero.
-        output = model.output(candidates, n_bins).clamp(-50, 50).nan_to_num(nan=50)
+        output = model.output(candidates, n_bins).clamp_(-50, 50).nan_to_num_(nan=50)
         a, b = (terms.flatten(0, 1) for terms in model.likelihood.natural(output))
         expected = b.sum(0) if observed is None else observed @ b
         fits.append(counts @ a - expected + prior.log_density(candidates))
@@ -102,48 +104,63 @@ def refine(
     A caller who goes on after a few iterations gives ``damping`` ``(n_trials,)``, which is changed
     in place: a trial that needs small steps would otherwise never take one.
     """
-    n_bins, n_trials = len(batch.counts), causes.shape[1]
-    rounding = 2 * torch.finfo(causes.dtype).eps
-    causes = model.with_inputs(causes, n_bins)
+    causes = model.with_inputs(causes, len(batch.counts))
     if damping is None:
-        damping = causes.new_full((n_trials,), FIRST_DAMPING)
+        damping = causes.new_full((causes.shape[1],), FIRST_DAMPING)
+    there = _Point.at(model, prior, batch, causes)
+    return _climb(model, prior, batch, there, damping, max_iter, tol)
 
-    def posterior(causes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        latents = model.rollout(causes, n_bins, batch.inputs)
+
+class _Point(NamedTuple):
+    """Causes, the log-posterior there ``(n_trials,)``, latents and output; trials come last."""
+
+    causes: Tensor
+    value: Tensor
+    latents: Tensor
+    output: Tensor
+
+    @classmethod
+    def at(cls, model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor) -> _Point:
+        latents = model.rollout(causes, len(batch.counts), batch.inputs)
         output = model.readout(latents)
         fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
-        value = fit + prior.log_density(causes)
-        return value.nan_to_num(nan=-torch.inf), latents, output
+        value = (fit + prior.log_density(causes)).nan_to_num(nan=-torch.inf)
+        return cls(causes, value, latents, output)
 
-    value, latents, output = posterior(causes)
+    def where(self, better: Tensor, other: _Point) -> _Point:
+        """The other's trials if they are ``better``, else its own."""
+        return _Point(*(torch.where(better, b, a) for a, b in zip(self, other, strict=True)))
+
+    def only(self, rows: Tensor) -> _Point:
+        return _Point(*(tensor[..., rows] for tensor in self))
+
+
+def _climb(
+    model: SequentialAutoencoder,
+    prior: Prior,
+    batch: Batch,
+    here: _Point,
+    damping: Tensor,
+    max_iter: int,
+    tol: float,
+) -> Tensor:
+    rounding = 2 * torch.finfo(here.value.dtype).eps
     active = torch.ones_like(damping, dtype=torch.bool)
     for n_done in range(max_iter):
-        if active.sum() <= FEW * n_trials:
+        if active.sum() <= FEW * len(active):
             rest = active.nonzero()[:, 0]
             if len(rest):
                 of_rest, left = damping[rest], max_iter - n_done
-                causes[:, rest] = refine(
-                    model,
-                    prior,
-                    batch.only(rest),
-                    causes[:, rest],
-                    max_iter=left,
-                    tol=tol,
-                    damping=of_rest,
-                )
-                damping[rest] = of_rest
+                found = _climb(model, prior, batch.only(rest), here.only(rest), of_rest, left, tol)
+                here.causes[:, rest], damping[rest] = found, of_rest
             break
-        expansion = Expansion(model, prior, batch, causes, latents, output, damping)
-        proposal = causes + expansion.newton_step().nan_to_num()
-        new_value, new_latents, new_output = posterior(proposal)
-        gain = new_value - value
+        expansion = Expansion(model, prior, batch, here.causes, here.latents, here.output, damping)
+        there = _Point.at(model, prior, batch, here.causes + expansion.newton_step().nan_to_num())
+        gain = there.value - here.value
         # At the top rounding errors would decide whether to take the last step.
-        better = active & (gain > -rounding * value.abs())
-        causes = torch.where(better, proposal, causes)
-        value = torch.where(better, new_value, value)
-        latents = torch.where(better, new_latents, latents)
-        output = torch.where(better, new_output, output)
+        better = active & (gain > -rounding * here.value.abs())
+        here = here.where(better, there)
         # Each trial stops on its own account, so that its result does not depend on its batch.
         active = active & ~(better & (gain < tol)) & (damping < LARGEST_DAMPING)
         damping.copy_(torch.where(better, damping / 5, damping * 8).clamp(1e-7, LARGEST_DAMPING))
-    return causes
+    return here.causes
