@@ -187,9 +187,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     def _start(
         self, training: Trials, seed: int, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
+        self.null_rates_ = training.mean_counts()
         likelihood = LIKELIHOODS[self.likelihood](training.n_neurons)
-        # Against a rate of zero, a single spike in a later trial would outweigh all others.
-        self.null_rates_ = training.mean_counts(if_silent=0.5 if likelihood.of_counts else 0.0)
         likelihood.learn_null(training, self.null_rates_)
         model = self._build_model(generator, likelihood)
         weight, z0 = pca_start(

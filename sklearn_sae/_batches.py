@@ -161,11 +161,8 @@ class Trials:
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))), device, n_bins)
 
-    def mean_counts(self, if_silent: float = 0.0) -> np.ndarray:
-        """Mean count per bin of every neuron over its observed entries.
-
-        A neuron without counts gets ``if_silent``, in all trials together.
-        """
+    def mean_counts(self) -> np.ndarray:
+        """Mean count per bin of every neuron over its observed entries."""
         total = np.zeros(self.n_neurons)
         n_observed = np.zeros(self.n_neurons)
         for start in range(0, len(self), 256):
@@ -175,7 +172,7 @@ class Trials:
             n_observed += (
                 counts.shape[0] * counts.shape[1] if observed is None else observed.sum(axis=(0, 1))
             )
-        return np.where(total == 0, if_silent, total) / np.maximum(n_observed, 1)
+        return total / np.maximum(n_observed, 1)
 
     def checksum(self) -> str:
         """Of counts and mask, whatever their dtype and container."""

@@ -246,8 +246,7 @@ class NODESAE(BaseSAE):
     model_ : torch.nn.Module
         The fitted network, on the CPU.
     null_rates_ : ndarray of shape (n_neurons,)
-        Mean count per bin of every neuron in ``fit``: the null model of ``score``. A neuron that
-        never fired there counts as if it had half a spike in all.
+        Mean count per bin of every neuron in ``fit``: the null model of ``score``.
     dispersion_, null_dispersion_ : ndarray of shape (n_neurons,)
         Dispersion alpha of every neuron, and that of the null model; only if
         ``likelihood="negative_binomial"``. Near 0 a neuron is Poisson.
@@ -593,8 +592,7 @@ class RNNSAE(BaseSAE):
     model_ : torch.nn.Module
         The fitted network, on the CPU.
     null_rates_ : ndarray of shape (n_neurons,)
-        Mean count per bin of every neuron in ``fit``: the null model of ``score``. A neuron that
-        never fired there counts as if it had half a spike in all.
+        Mean count per bin of every neuron in ``fit``: the null model of ``score``.
     dispersion_, null_dispersion_ : ndarray of shape (n_neurons,)
         Dispersion alpha of every neuron, and that of the null model; only if
         ``likelihood="negative_binomial"``. Near 0 a neuron is Poisson.

@@ -145,8 +145,10 @@ class FittedMixin:
 
         In every trial a seeded 20 % of the observed entries is hidden, the rest is used to infer
         the trial's latents, and the predicted rates are judged on what was hidden, against each
-        neuron's mean rate in ``fit``: (log-likelihood - null log-likelihood) / (number of hidden
-        spikes x log 2) [1]_. With ``likelihood="gaussian"`` it is bits per hidden entry.
+        neuron's mean rate in ``fit``, ``null_rates_``: (log-likelihood - null log-likelihood) /
+        (number of hidden spikes x log 2) [1]_. With ``likelihood="gaussian"`` it is bits per hidden
+        entry. Neurons that never fired in ``fit`` are left out: against a rate of zero, one spike
+        in another trial would outweigh all else.
 
         Both log-likelihoods are of the model's own family. The null model has dispersions, or
         variances, of its own, learned in the same way around constant rates: what its rates leave

@@ -61,8 +61,11 @@ def bits_gained(
     """Sums, over ``entries``, from which a score is made: (log2-likelihood gain, units).
 
     The gain is over the null model, in which every neuron has its constant ``null_rates``; units
-    are spikes, or entries if data are not counts.
+    are spikes, or entries if data are not counts. Of counts, a null rate of zero is none: any spike
+    would be an infinite gain.
     """
+    if likelihood.of_counts:
+        entries = entries & (null_rates > 0)[:, None]
     null = likelihood.null_output(null_rates).expand_as(output)
     gain = _whole(likelihood, output, batch, entries) - _whole(
         likelihood.null(), null, batch, entries

@@ -180,8 +180,13 @@ def test_the_null_model_gains_nothing():
     assert n_spikes > 0
 
 
-def test_a_neuron_silent_in_training_keeps_the_score_finite():
+def test_a_neuron_silent_in_training_is_not_scored():
     counts, rates, _ = recording()
     batch = batch_of(counts)
-    sums = bits_gained(Poisson(4), log_of(rates), torch.zeros(4), batch, batch.observed())
+    null_rates = torch.tensor([0.5, 0.0, 2.0, 1.0])
+    entries = batch.observed().clone()
+    sums = bits_gained(Poisson(4), log_of(rates), null_rates, batch, entries)
+    entries[:, 1] = False
+    null_rates[1] = 1.0
+    assert torch.equal(bits_gained(Poisson(4), log_of(rates), null_rates, batch, entries), sums)
     assert sums.isfinite().all()

@@ -529,3 +529,10 @@ def test_a_fitted_model_keeps_its_likelihood():
     est = NODESAE(likelihood="gaussian", **QUICK | {"max_epochs": 1}).fit(X)
     rates = est.predict(X)
     np.testing.assert_array_equal(est.set_params(likelihood="poisson").predict(X), rates)
+
+
+def test_signals_that_cancel_out_are_not_taken_for_silence():
+    X = np.random.default_rng(0).normal(size=(4, 6, 3))
+    X[:, ::2, 1], X[:, 1::2, 1] = 1.0, -1.0
+    est = NODESAE(n_latents=2, likelihood="gaussian", max_epochs=1, random_state=0).fit(X)
+    assert est.null_rates_[1] == 0

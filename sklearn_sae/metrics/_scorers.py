@@ -26,8 +26,9 @@ def co_smoothing_score(
 
     The same neurons are hidden (set to NaN) in all trials, predicted from the others, and compared
     with constant rates, ``estimator.null_rates_`` [1]_. (The benchmark takes the constant rates
-    from the hidden spikes themselves, and so gives slightly less.) The likelihood is Poisson's,
-    whatever that of the estimator.
+    from the hidden spikes themselves, and so gives slightly less.) Neurons that never fired in
+    ``fit`` have none, and are left out. The likelihood is Poisson's, whatever that of the
+    estimator.
 
     Parameters
     ----------
@@ -281,9 +282,12 @@ def _hidden_bits_per_spike(
             "score, or R2 of what predict gives."
         )
     shown = [np.where(mask, np.nan, x) for x, mask in zip(trials, masks, strict=True)]
-    hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, masks, strict=True)]
+    null_rates = _last_step(estimator).null_rates_
+    # Any spike of a neuron that never fired in fit would be an infinite gain.
+    scored = [mask & (null_rates > 0) for mask in masks]
+    hidden = [np.where(mask, x, np.nan) for x, mask in zip(trials, scored, strict=True)]
     rates = _predict(estimator, shown, X, inputs)
-    return bits_per_spike(rates, hidden, _last_step(estimator).null_rates_)
+    return bits_per_spike(rates, hidden, null_rates)
 
 
 def _best(estimator: Any) -> Any:
