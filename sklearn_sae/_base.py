@@ -33,6 +33,7 @@ from ._training import (
     FreeInitialConditions,
     InitialConditions,
     Member,
+    diverged,
     n_batches,
     train,
 )
@@ -370,6 +371,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """Be the member that does best on ``validation``, if there are several."""
         for stopper in state.stoppers:
             stopper.restore_best()
+        lost = [not member.is_finite() for member in state.members]
+        if all(lost):
+            raise FloatingPointError(diverged("All weights became NaN", self.n_iter_))
         best = 0
         if len(state.members) > 1:
             assert validation is not None
@@ -378,7 +382,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 self._infer_as(member)
                 scores.append(self._held_out(self._chunks(member.model, validation, device)))
             self.init_scores_ = np.array(scores)
-            best = self._best_of(state)
+            best = self._best_of(state, np.array(lost))
         member = state.members[best]
         self._infer_as(member)
         if isinstance(member.initial_conditions, FreeInitialConditions):
@@ -392,12 +396,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self.validation_scores_ = state.stoppers[best].scores
             self.best_validation_score_ = state.stoppers[best].best_score
 
-    def _best_of(self, state: FitState) -> int:
-        losses = np.array([curve[-1] for curve in state.loss_curves])
-        n_lost = int((np.isnan(self.init_scores_) & ~np.isfinite(losses)).sum())
-        if n_lost:
+    def _best_of(self, state: FitState, lost: np.ndarray) -> int:
+        if lost.any():
             warnings.warn(
-                f"{n_lost} of {len(losses)} models diverged, and their init_scores_ are NaN. "
+                f"{lost.sum()} of {len(lost)} models diverged, and their init_scores_ are NaN. "
                 "Lower learning_rate or clip_norm.",
                 ConvergenceWarning,
                 stacklevel=5,
@@ -410,7 +412,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             UserWarning,
             stacklevel=5,
         )
-        return int(np.nanargmin(losses))
+        # No losses yet, if the user interrupted the first epoch.
+        losses = [curve[-1] if curve else np.inf for curve in state.loss_curves]
+        return int(np.argmin(np.where(lost, np.inf, losses)))
 
     def _infer_as(self, member: Member) -> None:
         if isinstance(member.initial_conditions, FreeInitialConditions):

@@ -146,6 +146,9 @@ class NeuralODE(Dynamics):
     def _rollout_torchdiffeq(self, z0: Tensor, n_bins: int) -> Tensor:
         if n_bins == 1:
             return z0[None]
+        if not all(tensor.isfinite().all() for tensor in (z0, *self.mlp.parameters())):
+            # An adaptive solver would find no step that is small enough.
+            return (self.mlp(z0) * torch.nan).expand(n_bins, -1, -1)
         bins = torch.arange(n_bins, dtype=z0.dtype, device=z0.device)
         options = {"step_size": 1 / self.n_substeps} if self.solver in FIXED_STEP_SOLVERS else None
         integrate = odeint

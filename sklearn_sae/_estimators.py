@@ -265,7 +265,8 @@ class NODESAE(BaseSAE):
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
-        The held-out ``score`` of every model, NaN if it diverged; only if ``n_init`` is 2 or more.
+        The held-out ``score`` of every model, NaN of one that diverged; only if ``n_init`` is 2 or
+        more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
@@ -611,7 +612,8 @@ class RNNSAE(BaseSAE):
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
-        The held-out ``score`` of every model, NaN if it diverged; only if ``n_init`` is 2 or more.
+        The held-out ``score`` of every model, NaN of one that diverged; only if ``n_init`` is 2 or
+        more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float

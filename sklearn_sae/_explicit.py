@@ -313,6 +313,7 @@ class _Layers:
         return [d.mT if tall else d for d, tall in zip(self.d_wide, self.tall, strict=True)]
 
 
+#: Weights, and the tensors that they weigh.
 Terms = list[tuple[float, Tensor]]
 
 
@@ -321,10 +322,10 @@ def _terms(coefficients: tuple[float, ...], stages: list[Tensor]) -> Terms:
 
 
 def _combine(z: Tensor, terms: Terms, out: Tensor) -> None:
-    """Write ``z`` and the sum of all ``terms`` to ``out``, which may be ``z`` itself."""
+    """Write ``z + sum(weight * tensor)`` to ``out``, which may be ``z`` itself."""
     base = z
-    for coefficient, k in terms:
-        base = torch.add(base, k, alpha=coefficient, out=out)
+    for weight, k in terms:
+        base = torch.add(base, k, alpha=weight, out=out)
     if base is z and out is not z:
         out.copy_(z)
 

@@ -57,7 +57,8 @@ class Record:
     @property
     def loss(self) -> float:
         """The mean over models that have not diverged."""
-        return float(np.nanmean(self.losses))
+        losses = np.array(self.losses)
+        return float(losses[np.isfinite(losses)].mean())
 
 
 class InitialConditions(ABC):
@@ -268,6 +269,10 @@ class Member:
     initial_conditions: InitialConditions
     generator: torch.Generator
 
+    def is_finite(self) -> bool:
+        """Whether all weights are."""
+        return all(weight.isfinite().all() for weight in self.model.parameters())
+
 
 def train(
     members: Sequence[Member],
@@ -351,11 +356,16 @@ def n_batches(n_trials: int, batch_size: int) -> int:
 
 
 def check_losses(losses: Sequence[Tensor], epoch: int) -> list[float]:
-    """Those of all members, of which at least one is finite: others leave it alone."""
+    """As numbers, of which one at least must be finite: a diverging member harms no other."""
     values = [loss.item() for loss in losses]
     if not np.isfinite(values).any():
-        raise FloatingPointError(
-            f"The loss became {values[0]} in epoch {epoch + 1}. Lower learning_rate or clip_norm; "
-            "if counts are very large, use smaller bins."
-        )
+        raise FloatingPointError(diverged(f"The loss became {values[0]}", epoch + 1))
     return values
+
+
+def diverged(what: str, epoch: int) -> str:
+    """What to tell the user."""
+    return (
+        f"{what} in epoch {epoch}. Lower learning_rate or clip_norm; if counts are very large, use "
+        "smaller bins."
+    )

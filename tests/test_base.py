@@ -135,6 +135,15 @@ def test_ctrl_c_keeps_a_usable_model_and_warns(estimator, spikes, monkeypatch):
     assert len(estimator.loss_curve_) == 42
 
 
+def test_ctrl_c_in_the_first_epoch_of_several_models(node, spikes, monkeypatch):
+    node.set_params(n_init=2)
+    raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=0)
+    with pytest.warns(ConvergenceWarning, match="epoch 1 of"):
+        node.fit(spikes)
+    assert np.isfinite(node.init_scores_).all()
+    assert np.isfinite(node.transform(spikes)).all()
+
+
 def test_ctrl_c_restores_the_best_epoch_so_far(node, spikes, monkeypatch):
     node.set_params(early_stopping=True, horizon_growth=0, max_epochs=4, n_iter_no_change=100)
     raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=15)

@@ -70,7 +70,7 @@ def test_rollout_is_torchdiffeqs(method, activation, hidden_sizes, n_substeps):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("hidden_sizes", [(7,), (6, 4), (5, 1, 4)])
+@pytest.mark.parametrize("hidden_sizes", [(7,), (6, 4), (5, 1, 4), (2, 4)])
 @pytest.mark.parametrize("n_substeps", [1, 2])
 def test_gradients_are_those_of_the_plain_loop(method, activation, hidden_sizes, n_substeps):
     mlp = make_mlp(hidden_sizes, activation)

@@ -20,6 +20,7 @@ from sklearn_sae._training import (
     EncodedInitialConditions,
     FreeInitialConditions,
     Member,
+    Record,
     shuffled,
     train,
 )
@@ -399,3 +400,8 @@ def test_weight_decay_shrinks_weights():
         list(setup.train())
         sizes.append(setup.model.dynamics.mlp.weights[0].norm().item())
     assert sizes[1] < 0.9 * sizes[0]
+
+
+def test_the_loss_of_a_record_leaves_out_models_that_diverged():
+    record = Record(3, (np.nan, 2.0, np.inf, 4.0), horizon=5, learning_rate=0.1, complete=False)
+    assert record.loss == 3.0
