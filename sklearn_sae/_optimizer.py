@@ -83,7 +83,9 @@ class _Moments:
         order = size.where(size > 2 * still, 0.0).argsort(descending=True, stable=True)
         of_square = order[:, :, None] if side == 1 else order[:, None]
         self.square = self.square.gather(side, of_square.expand_as(self.square))
-        self.basis[side] = torch.linalg.qr(turned.gather(2, order[:, None].expand_as(turned)))[0]
+        ordered = turned.gather(2, order[:, None].expand_as(turned))
+        # The Q of linalg.qr, without the time that R takes.
+        self.basis[side] = torch.linalg.householder_product(*torch.geqrf(ordered))
 
     def scale(self, correction: float) -> Tensor:
         """What Adam divides by: root mean squares, but none that rounding errors could make."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,13 @@ class Prior:
             return value
         inferred = causes[n_latents:].unflatten(0, (-1, self.inputs.n_inferred))
         return value - 0.5 * self.inputs.innovations(inferred).square().sum((0, 1))
+
+    @staticmethod
+    def gradients(several: Sequence[Prior], z0: Tensor) -> Tensor:
+        """Of each log-density at its own initial conditions ``(n_priors, n_latents, n_trials)``."""
+        mean = torch.stack([prior.mean for prior in several])
+        precision = torch.stack([prior.precision for prior in several])
+        return -(precision @ (z0 - mean[:, :, None]))
 
     def of_first_state(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``(n_trials, n_states)`` and precision of latents and inputs of the first bin.

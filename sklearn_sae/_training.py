@@ -141,7 +141,7 @@ class FreeInitialConditions(InitialConditions):
         causes = self.table[batch.rows, : self._n_causes(len(batch.counts))].T
         self._leaf = causes[: self.n_latents].contiguous().requires_grad_()
         z0 = drop(self._leaf, self.dropout, self.generator)
-        return torch.cat([z0, causes[self.n_latents :]])
+        return torch.cat([z0, causes[self.n_latents :]]) if self.model.inferring else z0
 
     @staticmethod
     def followers(
@@ -151,20 +151,22 @@ class FreeInitialConditions(InitialConditions):
 
         def follow(batches: Sequence[Batch], learning_rate: float) -> None:
             rows = np.stack([batch.rows for batch in batches])
-            gradients = [one._gradient(batch) for one, batch in zip(several, batches, strict=True)]
+            z0 = torch.stack([one._leaf.detach() for one in several])
+            pulls = Prior.gradients([one.prior for one in several], z0)
+            # The loss is that of the spikes, per entry.
+            gradient = torch.stack(
+                [
+                    one._leaf.grad - pull / batch.n_observed()
+                    for one, pull, batch in zip(several, pulls, batches, strict=True)
+                ]
+            )
             adam.step(
                 torch.as_tensor(rows, device=adam.mean.device),
-                torch.stack(gradients),
+                gradient.mT,
                 INITIAL_CONDITION_SPEED * learning_rate,
             )
 
         return follow
-
-    def _gradient(self, batch: Batch) -> Tensor:
-        assert self._leaf.grad is not None
-        # The loss is that of the spikes, per entry.
-        pull = self.prior.of_first_state(self._leaf.detach())[0] / batch.n_observed()
-        return self._leaf.grad.T - pull
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
