@@ -88,14 +88,22 @@ def processor_seconds():
 clock = processor_seconds if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def median_seconds(work, n_repeats, clock=clock):
-    work()
+def median_seconds(work, n_repeats):
+    return medians_by_turns(n_repeats, work)[0]
+
+
+def medians_by_turns(n_repeats, *works, clock=clock):
+    """Of works that are to be compared: what slows the machine for a while then slows them all."""
     seconds = []
-    for _ in range(n_repeats):
-        start = clock()
-        work()
-        seconds.append(clock() - start)
-    return float(np.median(seconds))
+    # The first turn warms up: files are read, code is compiled.
+    for _ in range(n_repeats + 1):
+        turn = []
+        for work in works:
+            start = clock()
+            work()
+            turn.append(clock() - start)
+        seconds.append(turn)
+    return np.median(seconds[1:], axis=0).tolist()
 
 
 # ----------------------------------------------------------------------------- time to accuracy
@@ -240,7 +248,6 @@ def arithmetic_floor(n_latents, n_hidden, n_neurons, n_evaluations, n_repeats):
 
 def measure_inference(data, est, report):
     spikes = data.spikes[data.validation][:N_TRIALS]
-    ours = median_seconds(lambda: est.transform(spikes), 5)
     (model, batch), *_ = est._batches(spikes)
     table, prior = est._learned_initial_conditions(model, CPU)
     with torch.no_grad():
@@ -265,7 +272,8 @@ def measure_inference(data, est, report):
     with torch.no_grad():
         higher = (log_posterior(z0) - log_posterior(climbed)).mean()
     what = f"transform; log-posterior {higher:+.3f} nats a trial"
-    report("inference", what, ours, "80 steps of Adam", median_seconds(adam, 3))
+    ours, theirs = medians_by_turns(5, lambda: est.transform(spikes), adam)
+    report("inference", what, ours, "80 steps of Adam", theirs)
 
 
 # ----------------------------------------------------------------------------- restarts
@@ -285,8 +293,7 @@ def measure_restarts(options, report, n_repeats):
 
     n_threads, wall = torch.get_num_threads(), time.perf_counter
     torch.set_num_threads(joblib.cpu_count())
-    together = median_seconds(lambda: est.fit(spikes), n_repeats, wall)
-    alone = median_seconds(one_by_one, n_repeats, wall)
+    together, alone = medians_by_turns(n_repeats, lambda: est.fit(spikes), one_by_one, clock=wall)
     report("restarts", "n_init=8", together, "eight fits", alone, wall)
     torch.set_num_threads(n_threads)
 
@@ -318,16 +325,12 @@ def measure_growth(report, n_doublings):
 
 
 def measure_import(report, n_repeats):
-    # By turns: what is asked for is a small difference of what takes long.
+    def imported(name):
+        subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+
     names = ("torch, sklearn.base", "sklearn_sae")
-    seconds = {name: [] for name in names}
-    for _ in range(n_repeats + 1):
-        for name in names:
-            start = clock()
-            subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
-            seconds[name].append(clock() - start)
-    # The first may have had to read files, or to compile them.
-    theirs, ours = (float(np.median(seconds[name][1:])) for name in names)
+    works = [partial(imported, name) for name in names]
+    theirs, ours = medians_by_turns(n_repeats, *works)
     report("import", names[0], theirs)
     report("import", names[1], ours, names[0], theirs)
 
