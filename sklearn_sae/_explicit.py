@@ -10,6 +10,7 @@ these are takes as long as they do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -129,6 +130,7 @@ def _rollout(
     weights = [*weights[:-1], weights[-1] * step_size]
     if activation == "tanh":
         activation, weights = "sigmoid", _tanh_as_sigmoid(weights)
+    weights = [*(_with_one(weight, activation) for weight in weights[:-1]), weights[-1]]
     return _Rollout.apply(z0, kicks, *steps, activation, *weights)
 
 
@@ -139,6 +141,17 @@ def _tanh_as_sigmoid(weights: list[Tensor]) -> list[Tensor]:
         kernel, bias = weight[..., :-1], weight[..., -1:]
         folded.append(torch.cat([2 * kernel, bias - kernel.sum(-1, keepdim=True)], dim=-1))
     return [2 * weight for weight in folded[:-1]] + folded[-1:]
+
+
+#: What activations make one of, so that the next layer's bias has something to act on.
+BEFORE_ONE = {"sigmoid": 40.0, "relu": 1.0, "softplus": math.log(math.e - 1)}
+
+
+def _with_one(weight: Tensor, activation: str) -> Tensor:
+    """The weight of a hidden layer with one more unit, which is always one."""
+    row = torch.zeros_like(weight[..., :1, :])
+    row[..., -1] = BEFORE_ONE[activation]
+    return torch.cat([weight, row], dim=-2)
 
 
 def _activation_(activation: str, x: Tensor) -> Callable[[], object]:
@@ -256,13 +269,13 @@ class _Layers:
         self.activation = activation
         single = z.ndim == 2
         self.product = torch.mm if single else torch.bmm
-        sizes = [weight.shape[-2] for weight in weights[:-1]]
-        self.hidden = [_with_ones(z, 1, size)[0] for size in sizes]
-        self.units = [h[..., :-1, :] for h in self.hidden]
-        self.d_units = [torch.empty_like(h) for h in self.units]
-        activations = [_activation_(activation, units) for units in self.units]
-        self.steps = [*zip(weights, self.units, activations, self.hidden, strict=False)]
-        self.kernels_t = [weight[..., :-1].mT for weight in weights]
+        sizes = [(*z.shape[:-2], weight.shape[-2], z.shape[-1]) for weight in weights[:-1]]
+        self.hidden = [z.new_empty(*size) for size in sizes]
+        self.d_hidden = [torch.empty_like(h) for h in self.hidden]
+        activations = [_activation_(activation, h) for h in self.hidden]
+        self.steps = [*zip(weights, self.hidden, activations, strict=False)]
+        # Of the first layer's input the last row is not the state's.
+        self.weights_t = [weights[0][..., :-1].mT, *(weight.mT for weight in weights[1:])]
         # Of thin matrices' products, wide ones take a third of the time of tall ones.
         self.tall = [weight.shape[-2] > weight.shape[-1] for weight in weights]
         self.d_wide = [
@@ -272,30 +285,29 @@ class _Layers:
         self.add_up = [d.addmm_ if single else d.baddbmm_ for d in self.d_wide]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hidden units that the last layer acts on, with a row of ones."""
+        """Hidden units that the last layer acts on."""
         product = self.product
-        for weight, units, activate, h in self.steps:
-            product(weight, x, out=units)
+        for weight, h, activate in self.steps:
+            product(weight, x, out=h)
             activate()
             x = h
         return x
 
     def backward_from(self, d_output: Tensor, d_input: Tensor) -> Callable[[Tensor], None]:
         """What, given an input, turns ``d_output`` into ``d_input`` and adds up the weights'."""
-        d_outputs = [*self.d_units, d_output]
+        d_outputs = [*self.d_hidden, d_output]
         later: list[Callable[[], object]] = []
         for layer in reversed(range(1, len(d_outputs))):
-            d_above, h = d_outputs[layer], self.hidden[layer - 1]
-            d_below, units = self.d_units[layer - 1], self.units[layer - 1]
+            d_above, d_below, h = d_outputs[layer], d_outputs[layer - 1], self.hidden[layer - 1]
             pair = (h, d_above.mT) if self.tall[layer] else (d_above, h.mT)
             later += [
                 partial(self.add_up[layer], *pair),
-                partial(self.product, self.kernels_t[layer], d_above, out=d_below),
-                _activation_backward_(self.activation, d_below, units),
+                partial(self.product, self.weights_t[layer], d_above, out=d_below),
+                _activation_backward_(self.activation, d_below, h),
             ]
         forward, tall, add_up = self.forward, self.tall[0], self.add_up[0]
         d_first, d_first_t = d_outputs[0], d_outputs[0].mT
-        into_input = partial(self.product, self.kernels_t[0], d_first, out=d_input)
+        into_input = partial(self.product, self.weights_t[0], d_first, out=d_input)
 
         def backward(x: Tensor) -> None:
             forward(x)
