@@ -298,6 +298,20 @@ def train(
     """
     conditions = [member.initial_conditions for member in members]
     follow = conditions[0].followers(conditions)
+
+    # A function, so that what a step has made is gone before the next makes as much.
+    def step(
+        rows: Sequence[np.ndarray], horizon: int, learning_rate: float, epoch: int
+    ) -> list[float]:
+        batches = [trials.batch(of_one, device, horizon) for of_one in rows]
+        results = _outputs_and_losses(members, batches, horizon)
+        losses = check_losses([loss for _, loss in results], epoch)
+        optimiser.step(learning_rate, clip_norm)
+        follow(batches, learning_rate)
+        for member, batch, (output, _) in zip(members, batches, results, strict=True):
+            member.model.likelihood.note_residuals(output, batch)
+        return losses
+
     for epoch in range(n_done, max_epochs):
         losses = []
         orders = [shuffled(len(trials), batch_size, member.generator) for member in members]
@@ -305,13 +319,7 @@ def train(
             progress = (epoch + i / len(orders[0])) / max_epochs
             horizon = schedule.horizon_at(progress)
             learning_rate = schedule.learning_rate_at(progress)
-            batches = [trials.batch(of_one, device, horizon) for of_one in rows]
-            results = _outputs_and_losses(members, batches, horizon)
-            losses.append(check_losses([loss for _, loss in results], epoch))
-            optimiser.step(learning_rate, clip_norm)
-            follow(batches, learning_rate)
-            for member, batch, (output, _) in zip(members, batches, results, strict=True):
-                member.model.likelihood.note_residuals(output, batch)
+            losses.append(step(rows, horizon, learning_rate, epoch))
         for member in members:
             member.model.likelihood.end_epoch()
             member.initial_conditions.end_epoch(epoch, horizon)
