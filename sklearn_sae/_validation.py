@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_random_state
 from torch import Tensor
 
 from ._batches import Trials
+from ._masked import refuse_masked
 
 __all__ = [
     "check_count",
@@ -79,11 +80,6 @@ def _as_numpy(X: Any, what: str) -> Any:
     """Tensors as arrays, everything else as it is; refuse what ``check_array`` would misread."""
     if hasattr(X, "detach"):
         return X.detach().cpu().numpy()
-    if np.ma.isMaskedArray(X):
-        raise ValueError(
-            f"{what} is a masked array, and its mask would be lost. Mark what was not observed "
-            "with NaN: X.astype(float).filled(np.nan)."
-        )
     if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
         raise ValueError(
             f"{what} is a 1D array of Python objects. Pass trials of unequal length as a list of "
@@ -94,6 +90,7 @@ def _as_numpy(X: Any, what: str) -> Any:
 
 def _as_numbers(X: Any, what: str, estimator: str | None = None) -> np.ndarray:
     """Any array of numbers, or an error that says which argument is none, and why."""
+    refuse_masked(what, X)
     try:
         array = check_array(
             X,

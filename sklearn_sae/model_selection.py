@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ._masked import as_array
+
 __all__ = ["smallest_within_one_standard_error"]
 
 Array = NDArray[np.floating]
@@ -75,7 +77,7 @@ def candidate_scores(cv_results: dict[str, Any]) -> tuple[NDArray[np.integer], A
             f"parameters {tried} and {'a' if 'mean_test_score' in cv_results else 'no'} "
             "mean_test_score."
         )
-    mean = np.asarray(cv_results["mean_test_score"], dtype=float)
+    mean = as_array("mean_test_score", cv_results["mean_test_score"], float)
     if np.isnan(mean).all():
         raise ValueError(
             "cv_results has no candidate with a score: every mean_test_score is NaN. Search with "
@@ -84,5 +86,17 @@ def candidate_scores(cv_results: dict[str, Any]) -> tuple[NDArray[np.integer], A
     # Scores of the training trials have a split each, too.
     n_splits = sum(key.startswith("split") and key.endswith("_test_score") for key in cv_results)
     # The standard deviation that searches report divides by n, a standard error by n - 1.
-    error = np.asarray(cv_results["std_test_score"], dtype=float) / np.sqrt(max(n_splits - 1, 1))
-    return np.asarray(cv_results[names[0]], dtype=int), mean, error
+    std = as_array("std_test_score", cv_results["std_test_score"], float)
+    return _tried(names[0], cv_results[names[0]]), mean, std / np.sqrt(max(n_splits - 1, 1))
+
+
+def _tried(key: str, values: Any) -> NDArray[np.integer]:
+    """Values of a parameter; searches mask those that a candidate leaves at the estimator's own."""
+    masked = np.flatnonzero(np.ma.getmaskarray(np.ma.asarray(values)))
+    if len(masked):
+        name = key.removeprefix("param_")
+        raise ValueError(
+            f"cv_results does not say what {name} was in candidate {masked[0]}, whose grid leaves "
+            f"it out. Give {name} in every grid of the search."
+        )
+    return np.asarray(values, dtype=int)

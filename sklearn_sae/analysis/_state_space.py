@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .._base import BaseSAE
 from .._dynamics import NeuralODE
+from .._masked import refuse_masked
 from ..datasets import System
 
 __all__ = ["Array", "StateSpace", "as_rows", "as_state_space"]
@@ -98,6 +99,7 @@ def as_state_space(
 
 def as_rows(name: str, states: ArrayLike) -> Array:
     """States ``(..., dim)``, or a list of trials, as finite rows ``(n, dim)`` of float64."""
+    refuse_masked(name, states)
     if isinstance(states, list | tuple) and len(states) and np.ndim(states[0]) == 2:
         array = np.concatenate([np.asarray(trial, dtype=float) for trial in states])
     else:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .._masked import as_array
 from ._systems import Array, System, _sorted_rows
 
 
@@ -52,13 +53,13 @@ class Lorenz(System):
 
     def flow(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 3)."""
-        x, y, w = np.moveaxis(np.asarray(z, dtype=float), -1, 0)
+        x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         velocity = [self.sigma * (y - x), x * (self.rho - w) - y, x * y - self.beta * w]
         return np.stack(velocity, axis=-1)
 
     def jacobian(self, z: ArrayLike) -> Array:
         """Jacobian (..., 3, 3) of the vector field."""
-        x, y, w = np.moveaxis(np.asarray(z, dtype=float), -1, 0)
+        x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         return _matrix(
             [[-self.sigma, self.sigma, 0], [self.rho - w, -1, -x], [y, x, -self.beta]], x.shape
         )
@@ -112,12 +113,12 @@ class Rossler(System):
 
     def flow(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 3)."""
-        x, y, w = np.moveaxis(np.asarray(z, dtype=float), -1, 0)
+        x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         return np.stack([-y - w, x + self.a * y, self.b + w * (x - self.c)], axis=-1)
 
     def jacobian(self, z: ArrayLike) -> Array:
         """Jacobian (..., 3, 3) of the vector field."""
-        x, _, w = np.moveaxis(np.asarray(z, dtype=float), -1, 0)
+        x, _, w = np.moveaxis(as_array("z", z, float), -1, 0)
         return _matrix([[0, -1, -1], [1, self.a, 0], [w, 0, x - self.c]], x.shape)
 
     def fixed_points(self) -> Array:
@@ -174,13 +175,13 @@ class Arneodo(System):
 
     def flow(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 3)."""
-        x, y, w = np.moveaxis(np.asarray(z, dtype=float), -1, 0)
+        x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         jerk = -self.a * x - self.b * y - self.c * w + self.d * x * x * x
         return np.stack([y, w, jerk], axis=-1)
 
     def jacobian(self, z: ArrayLike) -> Array:
         """Jacobian (..., 3, 3) of the vector field."""
-        x = np.asarray(z, dtype=float)[..., 0]
+        x = as_array("z", z, float)[..., 0]
         last = [-self.a + 3 * self.d * x * x, -self.b, -self.c]
         return _matrix([[0, 1, 0], [0, 0, 1], last], x.shape)
 
@@ -290,13 +291,13 @@ class MacArthur(System):
         self.d = d
 
     def _tables(self) -> tuple[Array, Array, Array]:
-        content, half, supply = (np.asarray(x, dtype=float) for x in (self.c, self.k, self.s))
+        content, half, supply = (as_array(x, getattr(self, x), float) for x in "cks")
         return content, half, supply
 
     def flow(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 10)."""
         content, half, supply = self._tables()
-        z = np.asarray(z, dtype=float)
+        z = as_array("z", z, float)
         species, resources = z[..., :5], z[..., 5:]
         by_resource = self.r * resources[..., :, None] / (half + resources[..., :, None])
         growth = by_resource.min(axis=-2)
@@ -307,7 +308,7 @@ class MacArthur(System):
     def jacobian(self, z: ArrayLike) -> Array:
         """Jacobian (..., 10, 10) of the vector field, one-sided at a kink."""
         content, half, _ = self._tables()
-        z = np.asarray(z, dtype=float)
+        z = as_array("z", z, float)
         species, resources = z[..., :5], z[..., 5:]
         by_resource = self.r * resources[..., :, None] / (half + resources[..., :, None])
         limiting = by_resource.argmin(axis=-2)[..., None, :] == np.arange(5)[:, None]

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 
+from .._masked import as_array
 from ._systems import Array, System
 
 # Chebyshev nodes on one delay: the solution is analytic between multiples of the delay.
@@ -93,7 +94,7 @@ class MackeyGlass(System):
             x at each time, the longest delay first.
         """
         lags = self.delay * np.arange(self.n_delays - 1, -1, -1)
-        wanted = self.burn_in + np.asarray(times, dtype=float)[:, None] - lags
+        wanted = self.burn_in + as_array("times", times, float)[:, None] - lags
         if not wanted.size:
             return wanted
         pieces = self._solve(int(wanted.max() / self.tau) + 1)

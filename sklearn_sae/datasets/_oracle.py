@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._masked import as_array
 from ._systems import Array, System
 
 _MAX_SUBSTEPS = 64
@@ -67,7 +68,7 @@ def oracle_rates(
     >>> oracle_rates(data, data.test).shape
     (4, 70, 10)
     """
-    trials = np.arange(len(data.spikes)) if trials is None else np.asarray(trials)
+    trials = np.arange(len(data.spikes)) if trials is None else as_array("trials", trials)
     spikes, truth = data.spikes[trials], data.latents[trials]
     substeps = _substeps(data.system, truth, data.bin_width)
 

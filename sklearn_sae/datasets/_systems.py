@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import ode
 from scipy.optimize import root
 
+from .._masked import as_array
+
 Array = NDArray[np.floating]
 
 
@@ -98,7 +100,7 @@ class System:
         ndarray of shape (..., dim, dim)
             Jacobians.
         """
-        z = np.asarray(z, dtype=float)
+        z = as_array("z", z, float)
         columns = []
         for j in range(self.dim):
             h = np.zeros_like(z)
@@ -154,7 +156,7 @@ class System:
         >>> Lorenz().simulate([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], n_bins=20).shape
         (2, 20, 3)
         """
-        z0 = np.asarray(z0, dtype=float)
+        z0 = as_array("z0", z0, float)
         times = np.arange(n_bins) * self._bin_width(bin_width)
         states = [self._integrate(z, times) for z in z0.reshape(-1, self.dim)]
         return np.array(states).reshape(*z0.shape[:-1], n_bins, self.dim)
@@ -200,7 +202,7 @@ class System:
         ndarray of shape (n_points, dim)
             States.
         """
-        times = np.asarray(times, dtype=float)
+        times = as_array("times", times, float)
         return self._integrate(self.start, np.r_[0.0, self.burn_in + times])[1:]
 
     def _bin_width(self, bin_width: float | None) -> float:
@@ -275,7 +277,7 @@ class CustomSystem(System):
     ) -> None:
         if not callable(flow):
             raise TypeError(f"flow must be a function flow(z) -> dz/dt, got {flow!r}.")
-        self.start = np.array(start, dtype=float)
+        self.start = as_array("start", start, float).copy()
         if self.start.ndim != 1 or not self.start.size or not np.all(np.isfinite(self.start)):
             raise ValueError(
                 f"start must be a vector of finite numbers, one for each variable; got {start!r}."
@@ -307,7 +309,7 @@ class CustomSystem(System):
 
     def flow(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., dim)."""
-        z = np.asarray(z, dtype=float)
+        z = as_array("z", z, float)
         if z.ndim == 1 or self._takes_batches:
             return np.asarray(self._flow(z), dtype=float)
         return np.apply_along_axis(self._flow, -1, z)
@@ -316,7 +318,7 @@ class CustomSystem(System):
         """Jacobian (..., dim, dim): the function given, or central differences."""
         if self._jacobian is None:
             return super().jacobian(z)
-        z = np.asarray(z, dtype=float)
+        z = as_array("z", z, float)
         flat = [np.asarray(self._jacobian(state)) for state in z.reshape(-1, self.dim)]
         return np.array(flat).reshape(*z.shape, self.dim)
 

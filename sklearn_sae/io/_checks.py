@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._masked import as_array, refuse_masked
 from ._binning import HALF_NANOSECOND
 from ._intervals import Floats, united
 
@@ -87,7 +88,7 @@ def check_bin_size(bin_size: Any) -> float:
 
 def check_window(window: Any, bin_size: float) -> tuple[float, int]:
     """Start of the window and its number of bins."""
-    ends = np.asarray(window)
+    ends = as_array("window", window)
     if ends.shape != (2,) or not np.isfinite(_numbers("window", ends)).all() or ends[0] >= ends[1]:
         raise ValueError(
             "window must be (start, stop) with start < stop, in seconds from the event and "
@@ -145,6 +146,7 @@ def _check_trials(finite: NDArray[np.bool_], keep: str) -> None:
 
 
 def _as_list(name: str, values: Any, what: str) -> list[Any]:
+    refuse_masked(name, values)
     try:
         return list(values)
     except TypeError as error:
@@ -152,6 +154,7 @@ def _as_list(name: str, values: Any, what: str) -> list[Any]:
 
 
 def _numbers(name: str, values: Any) -> NDArray[Any]:
+    refuse_masked(name, values)
     message = f"{name} must hold times in seconds, got {type(values).__name__}: {values!r}."
     try:
         array = np.asarray(values)

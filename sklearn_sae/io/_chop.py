@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._masked import as_array
+
 
 @dataclass(frozen=True)
 class ChopLayout:
@@ -82,7 +84,7 @@ def chop(recording: ArrayLike, window: int, overlap: int) -> tuple[list[NDArray[
     >>> layout
     ChopLayout(n_bins=9, window=4, overlap=1)
     """
-    recording = np.asarray(recording)
+    recording = as_array("recording", recording)
     if recording.ndim != 2 or len(recording) == 0:
         hint = " These are trials already." if recording.ndim == 3 else ""
         raise ValueError(
@@ -151,7 +153,7 @@ def merge(pieces: Sequence[ArrayLike] | NDArray[Any], layout: ChopLayout) -> NDA
             f"layout must be the ChopLayout that chop returned, got {type(layout).__name__}: "
             "windows, layout = chop(...)."
         )
-    arrays = [np.asarray(piece) for piece in pieces]
+    arrays = [as_array("pieces", piece) for piece in pieces]
     starts, window = layout.starts, layout.window
     if len(arrays) != len(starts) or any(x.shape[:1] != (window,) for x in arrays):
         raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
+from .._masked import as_array, refuse_masked
 from ._intervals import Floats, without
 from ._spike_times import trials_from_spike_times
 
@@ -150,8 +151,10 @@ def _table(nwb: Any, name: str) -> Any:
 
 def _times(trials: Any, name: str) -> Floats:
     if name in trials.colnames:
+        column = trials[name][:]
+        refuse_masked(f"Column {name}", column)
         try:
-            times = np.asarray(trials[name][:], dtype=float)
+            times = np.asarray(column, dtype=float)
             if times.ndim == 1:
                 return times
         except (TypeError, ValueError):
@@ -166,7 +169,10 @@ def _observed(nwb: Any, units: Any) -> list[Floats] | None:
     """When each unit was observed; None if the file says nothing about it."""
     observed = None
     if "obs_intervals" in units.colnames:
-        observed = [np.reshape(units["obs_intervals"][i], (-1, 2)) for i in range(len(units))]
+        observed = [
+            as_array(f"obs_intervals[{i}]", units["obs_intervals"][i]).reshape(-1, 2)
+            for i in range(len(units))
+        ]
     if nwb.invalid_times is not None and len(nwb.invalid_times):
         invalid = np.stack([_times(nwb.invalid_times, x) for x in ("start_time", "stop_time")], 1)
         # NWB marks an interval without a known end by NaN.

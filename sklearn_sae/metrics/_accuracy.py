@@ -8,6 +8,7 @@ from scipy.special import gammaln
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
+from .._masked import as_array
 from ._trials import Array, as_trials, matching, rows
 
 
@@ -120,7 +121,7 @@ def state_r2(
     scored = fitted
     if train is not None:
         fitted = np.zeros(len(source), dtype=bool)
-        fitted[np.asarray(train)] = True
+        fitted[as_array("train", train)] = True
         scored = ~fitted
         if not fitted.any() or not scored.any():
             raise ValueError(
@@ -181,7 +182,7 @@ def bits_per_spike(rates: Any, spikes: Any, null_rates: ArrayLike | None = None)
         raise ValueError("spikes has no spike in any observed entry: bits per spike has no value.")
     if null_rates is None:
         null_rates = np.where(seen, spikes, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
-    null = np.broadcast_to(np.asarray(null_rates, dtype=float), spikes.shape)
+    null = np.broadcast_to(as_array("null_rates", null_rates, float), spikes.shape)
     gain = _log_likelihood(rates[seen], spikes[seen]) - _log_likelihood(null[seen], spikes[seen])
     return float(gain / n_spikes / np.log(2))
 
@@ -227,13 +228,13 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
     >>> psth_r2(np.array([[[1.0], [3.0]], [[1.0], [3.0]]]), spikes)
     1.0
     """
-    rates, spikes = np.asarray(rates, dtype=float), np.asarray(spikes, dtype=float)
+    rates, spikes = as_array("rates", rates, float), as_array("spikes", spikes, float)
     if rates.ndim != 3 or rates.shape != spikes.shape:
         raise ValueError(
             "rates and spikes must both have one shape (n_trials, n_bins, n_neurons), got "
             f"{rates.shape} and {spikes.shape}."
         )
-    labels = np.zeros(len(spikes)) if conditions is None else np.asarray(conditions)
+    labels = np.zeros(len(spikes)) if conditions is None else as_array("conditions", conditions)
     if labels.shape != (len(spikes),):
         raise ValueError(
             f"conditions must have one label for each of {len(spikes)} trials, got shape "

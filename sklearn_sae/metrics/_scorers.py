@@ -8,6 +8,7 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 
+from .._masked import refuse_masked
 from .._validation import if_known
 from ._accuracy import bits_per_spike
 from ._trials import Array, as_trials, rows
@@ -318,6 +319,7 @@ def _parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.int
                 f"parts must be a number from 2 to that of the neurons, {n_neurons}; got {parts}."
             )
         return np.array_split(check_random_state(random_state).permutation(n_neurons), parts)
+    refuse_masked("parts", parts)
     given = [np.ravel(part) for part in parts] if np.iterable(parts) else []
     if len(given) < 2 or sorted(np.concatenate(given).tolist()) != list(range(n_neurons)):
         raise ValueError(

@@ -5,10 +5,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .._masked import refuse_masked
+
 Array = NDArray[np.floating]
 
 
 def as_trials(name: str, value: Any) -> list[Array]:
+    refuse_masked(name, value)
     if isinstance(value, list | tuple) and len(value) and np.ndim(value[0]) == 2:
         trials = [np.asarray(trial, dtype=float) for trial in value]
     else:

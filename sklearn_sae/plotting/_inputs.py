@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._masked import as_array
 from ._style import (
     Array,
     as_trials,
@@ -190,7 +191,7 @@ class InferredInputsDisplay:
 
 def one_event_each(event: Any, trials: list[Array]) -> Any:
     """Bin of the event in every trial."""
-    events = np.asarray(0 if event is None else event)
+    events = as_array("event", 0 if event is None else event)
     if events.dtype.kind not in "iu" or events.shape not in ((), (len(trials),)):
         raise ValueError(
             f"event must be a bin (int), or one for each of {len(trials)} trials; got shape "

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._masked import refuse_masked
 from ._style import COLOURS, finish, new_axes
 
 
@@ -70,6 +71,8 @@ class LearningCurveDisplay:
         LearningCurveDisplay
             With the artists.
         """
+        refuse_masked("loss", self.loss)
+        refuse_masked("validation_scores", self.validation_scores)
         self.ax_ = new_axes(type(self).__name__, ax, size=(6.0, 4.0))
         self.figure_ = self.ax_.figure
         epochs = np.arange(1, len(self.loss) + 1)

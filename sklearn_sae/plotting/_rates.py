@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .._masked import as_array, refuse_masked
 from .._validation import if_known
 from ._style import FOUND, TRUE, finish, grid_of_axes, label_grid
 
@@ -104,6 +105,7 @@ class RateDisplay:
         RateDisplay
             With the artists.
         """
+        refuse_masked("X", X)
         if not -len(X) <= trial < len(X):
             raise ValueError(f"trial must be a row of X, which holds {len(X)}; got {trial}.")
         one = [X[trial]]
@@ -120,7 +122,7 @@ class RateDisplay:
                     f"{len(true_rates)}, the first of shape {np.shape(true_rates[0])}; X holds "
                     f"{len(X)}, and X[{trial}] has shape {rates.shape}."
                 )
-            true = np.asarray(true_rates[trial])
+            true = as_array("true_rates", true_rates[trial])
         display = cls(
             rates,
             std=std,
@@ -145,7 +147,9 @@ class RateDisplay:
         RateDisplay
             With the artists.
         """
-        rates = np.asarray(self.rates, dtype=float)
+        for name in ("std", "spikes", "true_rates"):
+            refuse_masked(name, getattr(self, name))
+        rates = as_array("rates", self.rates, float)
         if rates.ndim != 2:
             raise ValueError(
                 f"rates must be those of one trial, (n_bins, n_neurons), got shape {rates.shape}."

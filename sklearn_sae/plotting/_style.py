@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._masked import as_array, refuse_masked
+
 Array = NDArray[np.floating]
 
 #: Okabe & Ito (2008): told apart by colour-blind readers, and in grey by their order here.
@@ -109,6 +111,7 @@ def legend(ax: Any, handles: list[Any], *, beside: bool) -> None:
 
 def as_trials(name: str, values: Any) -> list[Array]:
     """Trials (n_bins_i, n) of an array (n_trials, n_bins, n), a list, or one trial."""
+    refuse_masked(name, values)
     if isinstance(values, list | tuple) and len(values) and np.ndim(values[0]) == 2:
         return [np.asarray(trial, dtype=float) for trial in values]
     array = np.asarray(values, dtype=float)
@@ -122,7 +125,7 @@ def as_trials(name: str, values: Any) -> list[Array]:
 
 def one_label_each(labels: Any, n_trials: int) -> Any:
     """Labels of all trials as an array; zeros if there are none."""
-    labels = np.zeros(n_trials) if labels is None else np.asarray(labels)
+    labels = np.zeros(n_trials) if labels is None else as_array("labels", labels)
     if len(labels) != n_trials:
         raise ValueError(
             f"labels must have one entry for each of {n_trials} trials, got {len(labels)}."

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._masked import refuse_masked
 from .._validation import if_known
 from ..analysis._state_space import as_rows, as_state_space
 from ._style import FOUND, finish, new_axes, principal_axes
@@ -103,6 +104,7 @@ class VectorFieldDisplay:
             origin, axes = principal_axes(states, 2)
             labels = ["PC 1 (a.u.)", "PC 2 (a.u.)"]
         else:
+            refuse_masked("plane", plane)
             origin = np.asarray(plane[0], dtype=float)
             # Orthonormal, so that distances in the picture are distances.
             axes = np.linalg.qr(np.array(plane[1:], dtype=float).T)[0].T
