@@ -51,6 +51,38 @@ def test_rate_r2_does_not_depend_on_units(seed, scale, shift):
     assert same == pytest.approx(rate_r2(true, pred), rel=1e-6, abs=1e-6)
 
 
+@pytest.mark.parametrize("constant", [0.1, 3.0, 0.0, -1e9])
+def test_what_is_constant_has_no_r2(rng, constant):
+    true, pred = rng.gamma(2, size=(2, 12, 5, 3))
+    expected = rate_r2(true[..., [0, 2]], pred[..., [0, 2]])
+    true[..., 1] = constant
+    with pytest.warns(UserWarning, match="true is constant in 1 column.* first of them 1") as seen:
+        assert rate_r2(true, pred) == expected
+    assert seen[0].filename == __file__
+    # Whether the map hits a constant, to the last bit, is chance.
+    with pytest.warns(UserWarning, match="true is constant in 1 column.* first of them 1") as seen:
+        found = state_r2(true, pred, direction="inferred->true")
+    assert found == pytest.approx(state_r2(true[..., [0, 2]], pred, direction="inferred->true"))
+    assert seen[0].filename == __file__
+    by_variance = {"direction": "inferred->true", "multioutput": "variance_weighted"}
+    some = state_r2(true[..., [0, 2]], pred, **by_variance)
+    assert state_r2(true, pred, **by_variance) == pytest.approx(some)
+    # Beside it, a neuron that was not observed.
+    spikes = np.concatenate([np.full((12, 5, 1), np.nan), true], axis=-1)
+    rates = np.concatenate([pred[..., :1], pred], axis=-1)
+    with pytest.warns(UserWarning, match="PSTH is constant in 1 column.* first of them 2") as seen:
+        found = psth_r2(rates, spikes)
+    assert found == pytest.approx(psth_r2(pred[..., [0, 2]], true[..., [0, 2]]))
+    assert seen[0].filename == __file__
+
+
+@pytest.mark.parametrize("metric", [rate_r2, state_r2, lambda x, y: psth_r2(y, x)])
+def test_there_is_no_r2_of_nothing_but_constants(metric):
+    x = np.ones((3, 4, 2)) * [0.1, 0.7]
+    with pytest.raises(ValueError, match="is constant in every column, so that R2 has no value"):
+        metric(x, x)
+
+
 def test_shapes_that_do_not_match(rng):
     x = rng.normal(size=(3, 5, 2))
     with pytest.raises(ValueError, match="true and pred must have one shape"):

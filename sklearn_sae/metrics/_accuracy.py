@@ -1,9 +1,10 @@
 """Rates, latents and spikes: what was inferred against what is."""
 
+import warnings
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaln
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
@@ -16,7 +17,8 @@ def rate_r2(true: Any, pred: Any) -> float:
     r"""Coefficient of determination of rates, the mean over neurons.
 
     :math:`1 - \sum_t (r_t - \hat r_t)^2 / \sum_t (r_t - \bar r)^2` for each neuron, over all bins
-    of all trials; then the mean over neurons [1]_.
+    of all trials; then the mean over neurons [1]_. A neuron whose true rate is constant has no such
+    coefficient, and is left out.
 
     Parameters
     ----------
@@ -31,7 +33,12 @@ def rate_r2(true: Any, pred: Any) -> float:
     Raises
     ------
     ValueError
-        If the shapes differ.
+        If the shapes differ, or all true rates are constant.
+
+    Warns
+    -----
+    UserWarning
+        If the true rates of some neurons are constant.
 
     References
     ----------
@@ -46,7 +53,7 @@ def rate_r2(true: Any, pred: Any) -> float:
     0.5
     """
     true, pred = matching("true", true, "pred", pred)
-    return float(r2_score(true, pred))
+    return mean_r2("true", true, pred)
 
 
 def state_r2(
@@ -62,10 +69,10 @@ def state_r2(
     The map is fitted by least squares over all bins of all trials; R2 is the mean over the
     dimensions predicted. "true->inferred" asks whether everything in the inferred latents is in the
     true ones: latents invented by the model lower it. "inferred->true" asks whether everything true
-    was found. The defaults are the paper's [1]_. A map of many dimensions fits by chance;
-    ``train`` scores it on trials that it was not fitted to. The Computation-through-Dynamics
-    Benchmark does so and weighs dimensions by their variance [2]_: give ``train`` and
-    ``multioutput="variance_weighted"`` to follow it.
+    was found. A dimension that is constant has no R2, and is left out. The defaults are the
+    paper's [1]_. A map of many dimensions fits by chance; ``train`` scores it on trials that it was
+    not fitted to. The Computation-through-Dynamics Benchmark does so and weighs dimensions by their
+    variance [2]_: give ``train`` and ``multioutput="variance_weighted"`` to follow it.
 
     Parameters
     ----------
@@ -86,8 +93,13 @@ def state_r2(
     Raises
     ------
     ValueError
-        If trials do not match, ``direction`` or ``multioutput`` is unknown, or ``train`` leaves
-        nothing to fit or to score.
+        If trials do not match, ``direction`` or ``multioutput`` is unknown, ``train`` leaves
+        nothing to fit or to score, or all that is to be predicted is constant.
+
+    Warns
+    -----
+    UserWarning
+        If some of the dimensions predicted are constant, and all would weigh alike.
 
     References
     ----------
@@ -130,7 +142,8 @@ def state_r2(
             )
     affine = LinearRegression().fit(rows(source, fitted), rows(target, fitted))
     predicted = affine.predict(rows(source, scored))
-    return float(r2_score(rows(target, scored), predicted, multioutput=multioutput))
+    name = direction.partition("->")[2]
+    return mean_r2(name, rows(target, scored), predicted, multioutput)
 
 
 def bits_per_spike(rates: Any, spikes: Any, null_rates: ArrayLike | None = None) -> float:
@@ -194,7 +207,7 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
     bin over the trials of that condition. R2 is taken over the bins of all conditions, then the
     mean over neurons [1]_. The benchmark smooths its PSTHs first; smooth ``spikes`` in
     the same way to follow it. Bins that no trial of a condition has are left out, and so are
-    neurons that were not observed at all.
+    neurons that were not observed at all, and those whose PSTH is constant, which have no R2.
 
     Parameters
     ----------
@@ -213,8 +226,13 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
     Raises
     ------
     ValueError
-        If shapes do not match, or nothing was observed. Trials of unequal length cannot be
-        averaged.
+        If shapes do not match, nothing was observed, or every PSTH is constant. Trials of unequal
+        length cannot be averaged.
+
+    Warns
+    -----
+    UserWarning
+        If some neurons' PSTHs are constant.
 
     References
     ----------
@@ -250,11 +268,42 @@ def psth_r2(rates: ArrayLike, spikes: ArrayLike, conditions: ArrayLike | None = 
     )
     if not count.any():
         raise ValueError("spikes holds only NaN: nothing was observed to compare rates with.")
+    seen = count.any(axis=0)
+    constant = _constant("the PSTH", np.where(count > 0, true, np.nan)[:, seen])
+    _warn_of_constant("the PSTH", np.flatnonzero(seen)[constant], stacklevel=3)
     per_neuron = [
         r2_score(true[count[:, i] > 0, i], pred[count[:, i] > 0, i])
-        for i in np.flatnonzero(count.any(axis=0))
+        for i in np.flatnonzero(seen)[~constant]
     ]
     return float(np.mean(per_neuron))
+
+
+def mean_r2(name: str, true: Array, pred: Array, multioutput: str = "uniform_average") -> float:
+    """R2 of the columns that vary, averaged alike or by their variance."""
+    constant = _constant(name, true)
+    if multioutput == "uniform_average":
+        _warn_of_constant(name, np.flatnonzero(constant), stacklevel=4)
+    return float(r2_score(true[:, ~constant], pred[:, ~constant], multioutput=multioutput))
+
+
+def _constant(name: str, true: Array) -> NDArray[np.bool_]:
+    """Which columns are constant, and have no R2; NaN aside, and not all of them."""
+    spread = np.fmax.reduce(true) - np.fmin.reduce(true)
+    # A mean is rounded, so a constant may seem to vary about it.
+    constant = np.asarray(spread <= 1e-12 * np.fmax.reduce(np.abs(true)))
+    if constant.all():
+        raise ValueError(f"{name} is constant in every column, so that R2 has no value.")
+    return constant
+
+
+def _warn_of_constant(name: str, columns: NDArray[np.integer], stacklevel: int) -> None:
+    if len(columns):
+        warnings.warn(
+            f"{name} is constant in {len(columns)} column(s), the first of them {columns[0]}: such "
+            "a column has no R2, and is left out of the mean.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def _log_likelihood(rates: Array, spikes: Array) -> float:

@@ -5,12 +5,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import r2_score
 from sklearn.utils import check_random_state
 
 from .._masked import refuse_masked
 from .._validation import if_known
-from ._accuracy import bits_per_spike
+from ._accuracy import bits_per_spike, mean_r2
 from ._trials import Array, as_trials, rows
 
 
@@ -246,7 +245,7 @@ def cycle_consistency(
     Raises
     ------
     ValueError
-        If ``noise`` is negative.
+        If ``noise`` is negative, or no latent varies.
 
     References
     ----------
@@ -270,7 +269,7 @@ def cycle_consistency(
     back = LinearRegression().fit(output, states)
     draws = check_random_state(random_state).normal(size=output.shape)
     noisy = output + noise * output.std(axis=0) * draws
-    return float(r2_score(states, back.predict(noisy), multioutput="variance_weighted"))
+    return mean_r2("latents", states, back.predict(noisy), "variance_weighted")
 
 
 def _hidden_bits_per_spike(
