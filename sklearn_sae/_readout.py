@@ -60,19 +60,19 @@ def pca_start(
     chosen = np.sort(rng.permutation(len(trials))[:n_for_pca])
     activity = _smoothed_output(trials, likelihood, chosen, trials.n_bins).reshape(-1, n_neurons)
     activity = activity[~np.isnan(activity).all(axis=1)]
+    if activity.size > MOST_VALUES_FOR_PCA:  # a single trial; drawn, as a stride may meet a rhythm
+        n_rows = max(2, MOST_VALUES_FOR_PCA // n_neurons)
+        activity = activity[np.sort(rng.permutation(len(activity))[:n_rows])]
     with np.errstate(invalid="ignore"):  # NaN for a neuron that none of the chosen trials has
         mean = np.nansum(activity, axis=0) / np.isfinite(activity).sum(axis=0)
     centred = np.nan_to_num(activity - mean)
-    variances, directions = np.linalg.eigh(centred.T @ centred / len(centred))
-    order = np.argsort(variances)[::-1][:n_latents]
-    n_found = len(order)
+    variances, directions, noise = _principal_components(centred, n_latents)
+    n_found = len(variances)
     # As in probabilistic PCA (Tipping & Bishop, 1999): what is no larger than the components left
     # out is noise, and initial conditions would bring it in.
-    noise = np.delete(variances, order).mean() if n_found < n_neurons else 0.0
-    signal = np.clip(1 - noise / np.maximum(variances[order], 1e-12), 0.0, 1.0)
-    directions = directions[:, order]
+    signal = np.clip(1 - noise / np.maximum(variances, 1e-12), 0.0, 1.0)
     # Once turned, latents of ``latent_scale`` on average.
-    size = np.sqrt(max(variances[order].sum() / n_latents, 1e-6)) / latent_scale
+    size = np.sqrt(max(variances.sum() / n_latents, 1e-6)) / latent_scale
     turn = np.linalg.qr(rng.normal(size=(n_latents, n_latents)))[0]
 
     weight = rng.normal(scale=0.01, size=(n_neurons, n_latents + 1))
@@ -86,6 +86,30 @@ def pca_start(
         first = np.nan_to_num(_smoothed_output(trials, likelihood, rows, first_bins)[:, 0] - mean)
         initial[rows] = first @ directions * signal / size @ turn[:n_found]
     return torch.from_numpy(weight).float(), torch.from_numpy(initial).float()
+
+
+def _principal_components(
+    centred: np.ndarray, n_components: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Variances, directions in columns, and the mean variance in all other directions.
+
+    Of rows fewer than neurons, the inner products of the rows have the same eigenvalues as the
+    covariance, but for zeros, at a cost that is cubic in the rows instead of in the neurons.
+    Directions without variance are then not among those returned.
+    """
+    n_rows, n_neurons = centred.shape
+    if n_rows < n_neurons:
+        variances, rows = np.linalg.eigh(centred @ centred.T / n_rows)
+        total = variances.sum()
+        order = np.argsort(variances)[::-1][:n_components]
+        order = order[variances[order] > n_rows * np.finfo(variances.dtype).eps * variances[-1]]
+        variances, directions = variances[order], centred.T @ rows[:, order]
+        noise = max(total - variances.sum(), 0.0) / (n_neurons - len(order))
+        return variances, directions / np.sqrt(n_rows * variances), noise
+    variances, directions = np.linalg.eigh(centred.T @ centred / n_rows)
+    order = np.argsort(variances)[::-1][:n_components]
+    noise = np.delete(variances, order).mean() if len(order) < n_neurons else 0.0
+    return variances[order], directions[:, order], noise
 
 
 def _smoothed_output(

@@ -8,7 +8,7 @@ from scipy.linalg import subspace_angles
 from sklearn_sae import _readout
 from sklearn_sae._batches import Trials
 from sklearn_sae._likelihoods import Gaussian, Poisson
-from sklearn_sae._readout import Readout, pca_start
+from sklearn_sae._readout import Readout, _principal_components, pca_start
 
 
 def low_rank(n_trials=30, n_bins=40, n_neurons=12, n_latents=2, seed=0, rate=40.0):
@@ -186,6 +186,38 @@ def test_a_neuron_missing_from_the_whole_sample_is_no_cause_for_a_warning(monkey
             weight, z0 = start(rates, 2, seed=seed)
         assert weight.isfinite().all()
         assert z0.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_few_rows_have_the_components_of_their_covariance(dtype):
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(8, 5)) @ rng.normal(size=(5, 30))).astype(dtype)
+    rows -= rows.mean(axis=0)
+    every, directions = np.linalg.eigh(rows.T @ rows / 8)
+    found, ours, noise = _principal_components(rows, 3)
+    np.testing.assert_allclose(found, every[:-4:-1], rtol=1e-4)
+    np.testing.assert_allclose(np.abs(ours.T @ directions[:, :-4:-1]), np.eye(3), atol=1e-4)
+    assert noise == pytest.approx(every[:-3].mean(), rel=1e-4)
+    # Five directions of signal, and no more of any variance.
+    found, ours, noise = _principal_components(rows, 7)
+    assert found.shape == (5,) and ours.shape == (30, 5) and noise < 1e-6 * found.min()
+
+
+def test_many_neurons_cost_no_decomposition_of_that_size(monkeypatch):
+    sizes = []
+    eigh = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: sizes.append(len(a)) or eigh(a))
+    rates, weight, _ = low_rank(n_trials=4, n_bins=30, n_neurons=400)
+    found, z0 = start(rates, 2)
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
+    log_rates = Readout(found)(z0.T).detach().numpy().T
+    assert np.corrcoef(log_rates.ravel(), np.log(rates[:, 0]).ravel())[0, 1] > 0.9
+    # Of a single trial that is too long, bins are drawn.
+    monkeypatch.setattr(_readout, "MOST_VALUES_FOR_PCA", 50 * 60)
+    rates, weight, _ = low_rank(n_trials=1, n_bins=300, n_neurons=60)
+    found, _ = start(rates, 2)
+    assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
+    assert sizes == [4 * 30, 50]
 
 
 def test_the_seed_decides():
