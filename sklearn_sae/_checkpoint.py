@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ._batches import Trials
 from ._early_stopping import EarlyStopping
 from ._json import decode, encode_parameters
 from ._optimizer import Soap
-from ._storage import checksum, read, write
+from ._storage import checksum, names_folder, read, remove_leftovers, write
 from ._training import Member
 
 __all__ = ["Checkpoint", "FitState", "identify"]
@@ -83,7 +83,7 @@ class Checkpoint:
         self.path = Path(path).resolve()
         if self.path.is_dir():
             self.path /= f"{identity['class']}-{checksum(identity, {})[:16]}.safetensors"
-        elif os.fspath(path).endswith(("/", os.sep)):
+        elif names_folder(path):
             raise FileNotFoundError(f"checkpoint_path: there is no folder {path}. Make it first.")
         self.identity = identity
         self.found = self._read()
@@ -96,8 +96,10 @@ class Checkpoint:
         and other fits see that it is taken.
         """
         if self.found is None:
-            self.write(state, 0)
+            self._write(state, 0)
             return 0
+        # What goes on with a file was most likely killed, perhaps in the midst of a write.
+        remove_leftovers(self.path, older_than=0)
         content, arrays = self.found
         self.found = None
         try:
@@ -112,7 +114,18 @@ class Checkpoint:
         return content["n_done"]
 
     def write(self, state: FitState, n_done: int) -> None:
-        """Write ``state`` after ``n_done`` epochs."""
+        """Write ``state`` after ``n_done`` epochs; a write that fails does not end the fit."""
+        try:
+            self._write(state, n_done)
+        except OSError as error:
+            warnings.warn(
+                f"checkpoint_path: {self.path} could not be written ({error}). The fit goes on and "
+                "tries again when the next checkpoint is due; the last one that was written stays.",
+                UserWarning,
+                stacklevel=5,
+            )
+
+    def _write(self, state: FitState, n_done: int) -> None:
         # Another fit that began in the same moment may have written since.
         self._read()
         tensors = state.state_dict()
@@ -127,9 +140,19 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Delete the file, now that the fit is done; not if it has become that of another."""
-        with suppress(ValueError):
+        try:
             self._read()
             self.path.unlink(missing_ok=True)
+        except ValueError:
+            return
+        except OSError as error:
+            warnings.warn(
+                f"checkpoint_path: {self.path} could not be deleted ({error}), although the fit is "
+                "done. Delete it, or the next fit with this path will find it.",
+                UserWarning,
+                stacklevel=4,
+            )
+        remove_leftovers(self.path, older_than=0)
 
     def _read(self) -> tuple[dict, dict[str, np.ndarray]] | None:
         """Content and arrays of the file, None if there is none; ValueError if it is not ours."""

@@ -221,7 +221,8 @@ class NODESAE(BaseSAE):
         parameters, but for this one, ``checkpoint_every``, ``device`` and ``verbose``, must be
         those that it was begun with; the file of another fit raises ValueError, and is left alone.
         If the path is that of a folder, every fit has a file of its own there: a search needs that,
-        because its fits share one path. None writes nothing.
+        because its fits share one path. A checkpoint that cannot be written, as on a full disk, is
+        an error at the start; later it is a warning, and the fit goes on. None writes nothing.
 
     checkpoint_every : int, default=10
         Epochs from one write to the next, if there is a ``checkpoint_path``. What was done since
@@ -568,7 +569,8 @@ class RNNSAE(BaseSAE):
         parameters, but for this one, ``checkpoint_every``, ``device`` and ``verbose``, must be
         those that it was begun with; the file of another fit raises ValueError, and is left alone.
         If the path is that of a folder, every fit has a file of its own there: a search needs that,
-        because its fits share one path. None writes nothing.
+        because its fits share one path. A checkpoint that cannot be written, as on a full disk, is
+        an error at the start; later it is a warning, and the fit goes on. None writes nothing.
 
     checkpoint_every : int, default=10
         Epochs from one write to the next, if there is a ``checkpoint_path``. What was done since

@@ -336,7 +336,7 @@ class FittedMixin:
         ValueError
             If it has attributes that are neither parameters nor learned, or was changed by hand.
         OSError
-            If the file cannot be written.
+            If the file cannot be written, or ``path`` names a folder (``"new/"``).
 
         See Also
         --------

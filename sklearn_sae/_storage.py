@@ -11,6 +11,8 @@ import json
 import os
 import secrets
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-__all__ = ["Damaged", "Foreign", "checksum", "read", "write"]
+__all__ = [
+    "Damaged",
+    "Foreign",
+    "checksum",
+    "names_folder",
+    "read",
+    "remove_leftovers",
+    "write",
+]
 
 #: Raise it when files change so that earlier versions of the package would misread them.
 FORMAT_VERSION = 1
@@ -28,6 +38,8 @@ ENTRY = "sklearn_sae"
 #: A header is a few kilobytes; one that claims to be huge is not worth the memory of reading it.
 LARGEST_HEADER = 2**18
 DTYPES = ("F32", "F64", "U8")
+#: In seconds. No write takes as long, so a file of one that is this old is of one that was killed.
+LEFT_OVER = 3600.0
 
 
 class Foreign(ValueError):
@@ -41,8 +53,18 @@ class Damaged(ValueError):
 def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndarray]) -> None:
     """Write ``content``, which JSON can hold, and ``arrays``; what stood there goes last.
 
-    Raises FileNotFoundError if there is no such folder, and any other OSError as it comes.
+    Raises IsADirectoryError if ``path`` names a folder, FileNotFoundError if it is in none, and any
+    other OSError as it comes.
     """
+    # A link keeps pointing at the file.
+    target = Path(path).resolve()
+    if names_folder(path) or target.is_dir():
+        raise IsADirectoryError(
+            f"{path} cannot be written: it names a folder. Give the name of a file, such as "
+            f"{Path(path) / 'model.safetensors'}."
+        )
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {target.parent}.")
     # safetensors copies memory as it lies.
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entry = {
@@ -53,16 +75,35 @@ def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndar
     data = save(arrays, {ENTRY: _dump(entry)})
     if _header_size(data) > LARGEST_HEADER:
         raise ValueError(f"The header of {path} would be larger than {LARGEST_HEADER} bytes.")
-    # A link keeps pointing at the file.
-    target = Path(path).resolve()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {target.parent}.")
     _replace(target, data)
+
+
+def names_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` can only be that of a folder, be there one or not: ``Path`` forgets it."""
+    return os.path.basename(os.fspath(path)) in ("", os.curdir, os.pardir)
+
+
+def remove_leftovers(target: Path, older_than: float = LEFT_OVER) -> None:
+    """Delete what writes to ``target`` that were killed have left beside it.
+
+    Others may be writing there right now, so only what is ``older_than`` so many seconds.
+    """
+    with suppress(OSError):
+        for left in target.parent.glob(_temporary_name(target, "*")):
+            if time.time() - left.stat().st_mtime >= older_than:
+                left.unlink(missing_ok=True)
+
+
+def _temporary_name(target: Path, token: str) -> str:
+    # Not the name itself: with more before and after, it might be too long for a file.
+    owner = hashlib.sha256(target.name.encode(errors="surrogateescape")).hexdigest()[:16]
+    return f".sklearn_sae-{owner}-{token}.tmp"
 
 
 def _replace(target: Path, data: bytes) -> None:
     """Put ``data`` in the place of ``target`` once it lies on the disk, safe and whole."""
-    temporary = target.with_name(f".sklearn_sae-{secrets.token_hex(8)}.tmp")
+    remove_leftovers(target)
+    temporary = target.with_name(_temporary_name(target, secrets.token_hex(8)))
     try:
         with open(temporary, "xb") as file:
             file.write(data)

@@ -176,13 +176,16 @@ def test_a_fit_killed_by_the_system_goes_on_to_the_same_bits(
     child = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()
     assert path.exists()
+    # Of the checkpoint that was being written.
+    n_left = len([*path.parent.glob(".sklearn_sae-*.tmp")])
+    assert n_left == (module == "_storage.os")
 
     resumed = clone(KINDS[kind]).set_params(checkpoint_path=path).fit(spikes)
     # Four were written whole: at the start and after 7, 14 and 21 epochs.
     assert writes.began_after == [0, 21]
     assert_same(plain, resumed)
     np.testing.assert_array_equal(plain.predict(spikes), resumed.predict(spikes))
-    assert not path.exists()
+    assert [*path.parent.iterdir()] == [path.with_name("spikes.npy")]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -323,18 +326,70 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(
     est, spikes, uninterrupted, left, writes, monkeypatch
 ):
     before = left.read_bytes()
-    for error in (OSError("No space left on device"), Killed()):
 
-        def fail(descriptor, error=error):
-            raise error
+    def fail(descriptor):
+        raise Killed
 
-        with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(_storage.os, "fsync", fail)
-            est.fit(spikes)
-        assert left.read_bytes() == before
-        assert [*left.parent.iterdir()] == [left]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(_storage.os, "fsync", fail)
+        est.fit(spikes)
+    assert left.read_bytes() == before
+    assert [*left.parent.iterdir()] == [left]
     est.fit(spikes)
-    assert writes.began_after[-3:] == [4, 4, 4]
+    assert writes.began_after[-2:] == [4, 4]
+    assert_same(uninterrupted, est)
+
+
+class Disk:
+    """A disk that is full in some of the calls that write to it."""
+
+    def __init__(self, monkeypatch, *full_in):
+        self.full_in, self.n_calls = full_in, 0
+        monkeypatch.setattr(_storage.os, "fsync", self.fsync)
+
+    def fsync(self, descriptor, fsync=os.fsync):
+        self.n_calls += 1
+        if self.n_calls in self.full_in:
+            raise OSError("No space left on device")
+        fsync(descriptor)
+
+
+def test_a_full_disk_does_not_end_a_fit(est, spikes, uninterrupted, path, writes, monkeypatch):
+    disk = Disk(monkeypatch, 2, 3)
+    match = r"fit\.ckpt could not be written \(No space left on device\).*tries again"
+    with pytest.warns(UserWarning, match=match) as seen:
+        est.set_params(checkpoint_every=1).fit(spikes)
+    assert [warning.filename for warning in seen] == [__file__] * 2
+    # Of those at the start and after each of 6 epochs.
+    assert (disk.n_calls, writes.n_written) == (7, 5)
+    assert_same(uninterrupted, est)
+    assert [*path.parent.iterdir()] == []
+
+
+def test_a_disk_that_is_full_from_the_start_is_an_error(est, spikes, path, writes, monkeypatch):
+    Disk(monkeypatch, 1)
+    with pytest.raises(OSError, match="No space left"):
+        est.fit(spikes)
+    assert writes.began_after == [] and [*path.parent.iterdir()] == []
+
+
+@pytest.mark.parametrize(("owner", "function"), [(Path, "unlink"), (_checkpoint, "read")])
+def test_a_file_that_cannot_be_deleted_does_not_fail_the_fit(
+    est, spikes, uninterrupted, path, monkeypatch, owner, function
+):
+    def fail(*args, **kwargs):
+        raise PermissionError("Permission denied")
+
+    def finish(*args, variance=_base.model_variance):
+        monkeypatch.setattr(owner, function, fail)
+        return variance(*args)
+
+    monkeypatch.setattr(_base, "model_variance", finish)
+    with pytest.warns(UserWarning, match=r"could not be deleted \(Permission denied\)") as seen:
+        est.fit(spikes)
+    assert [warning.filename for warning in seen] == [__file__]
+    monkeypatch.undo()
+    assert path.exists()
     assert_same(uninterrupted, est)
 
 

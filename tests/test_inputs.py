@@ -467,10 +467,10 @@ def test_a_fit_with_inputs_goes_on_from_its_checkpoint(tmp_path, monkeypatch, st
         write(*arguments)
         n_written[0] += 1
         if n_written[0] == stopped_after + 1:
-            raise InterruptedError
+            raise SystemExit
 
     monkeypatch.setattr(sklearn_sae._checkpoint, "write", stopping)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(SystemExit):
         est.fit(spikes, inputs=stimuli)
     with pytest.raises(ValueError, match="other spikes"):
         clone(est).fit(spikes, inputs=stimuli + 1)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sklearn_sae import _storage
-from sklearn_sae._storage import Damaged, Foreign, read, write
+from sklearn_sae._storage import Damaged, Foreign, read, remove_leftovers, write
 
 CONTENT = {"name": "a", "values": [1, 0.1, None, True, "ü"], "inner": {"x": {}}}
 OTHER = {"other": 1}
@@ -80,6 +80,10 @@ def test_other_programs_can_read_it(path):
 
 
 # ------------------------------------------------------------------ writing
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the package catches it."""
 
 
 class Breaking(io.FileIO):
@@ -178,9 +182,53 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 
 
 def test_a_folder_is_not_replaced(tmp_path):
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError, match="it names a folder. Give the name of a file"):
         write(tmp_path, CONTENT, ARRAYS)
     assert [*tmp_path.parent.glob(".sklearn_sae*")] == []
+
+
+@pytest.mark.parametrize("name", ["new/", "new//", "new/.", "new/..", f"new{os.sep}"])
+def test_the_name_of_a_folder_is_not_that_of_a_file(tmp_path, name):
+    with pytest.raises(IsADirectoryError, match="names a folder.*new.*model.safetensors"):
+        write(f"{tmp_path}/{name}", CONTENT, ARRAYS)
+    assert [*tmp_path.iterdir()] == []
+
+
+def leave(path, monkeypatch, age=0.0):
+    """What a write to ``path`` leaves that is killed before it takes the place; its file."""
+    before = {*path.parent.iterdir()}
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "replace", fail(Killed()))
+        patch.setattr(_storage.Path, "unlink", lambda path, missing_ok=False: None)
+        write(path, OTHER, ARRAYS)
+    (left,) = {*path.parent.iterdir()} - before
+    os.utime(left, (left.stat().st_atime - age, left.stat().st_mtime - age))
+    return left
+
+
+def test_a_later_write_removes_what_a_killed_one_left(path, monkeypatch):
+    old, new = leave(path, monkeypatch, age=7200.0), leave(path, monkeypatch)
+    other = leave(path.with_name("other"), monkeypatch, age=7200.0)
+    write(path, CONTENT, ARRAYS)
+    # Another process may be writing the new one, and the other is no business of this file.
+    assert {*path.parent.iterdir()} == {path, new, other} and not old.exists()
+    remove_leftovers(path, older_than=0)
+    assert {*path.parent.iterdir()} == {path, other}
+    path.unlink()
+    write(path.with_name("other"), CONTENT, ARRAYS)
+    assert [*path.parent.iterdir()] == [path.with_name("other")]
+
+
+def test_leftovers_that_cannot_be_removed_do_no_harm(path, monkeypatch):
+    left = leave(path, monkeypatch, age=7200.0)
+    monkeypatch.setattr(_storage.Path, "unlink", fail(PermissionError("open elsewhere")))
+    write(path, OTHER, ARRAYS)
+    assert read(path)[0] == OTHER and left.exists()
+
+
+def test_a_long_name_leaves_room_for_that_of_the_temporary_file(tmp_path):
+    write(tmp_path / ("x" * 255), CONTENT, ARRAYS)
+    write(tmp_path / ("[*]" + "x" * 252), CONTENT, ARRAYS)
 
 
 def test_a_header_that_could_not_be_read_is_not_written(tmp_path):
