@@ -1,27 +1,17 @@
 """Benchmarks run small and leave the full results alone; that of the paper resumes."""
 
 import csv
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from common import ROOT, run_script
 
-ROOT = Path(__file__).resolve().parents[1]
 CELL = ("recipe", "system", "model", "n_latents", "seed")
 
 
 def run(benchmark, *arguments):
-    # The benchmarks belong to this checkout, whatever else is installed.
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / benchmark), *arguments],
-        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_script(Path("benchmarks", benchmark), *arguments)
 
 
 def test_quick_run_resumes(tmp_path):

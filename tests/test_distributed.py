@@ -7,10 +7,10 @@ import dask
 import numpy as np
 import pytest
 import torch
+from common import number, succeed
 from dask.distributed import Client, LocalCluster
 from joblib import parallel_config
 from sklearn.model_selection import GridSearchCV, KFold
-from test_examples import number, succeed
 
 from sklearn_sae import NODESAE
 

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from common import generator
 from torchdiffeq import odeint
 
 from sklearn_sae._dynamics import (
@@ -14,10 +15,6 @@ from sklearn_sae._dynamics import (
 )
 from sklearn_sae._explicit import TABLEAUS
 from sklearn_sae._mlp import MLP
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def states(n_latents=3, n_trials=5, seed=1):

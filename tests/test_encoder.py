@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from common import generator
 
 from sklearn_sae._batches import Batch, Trials
 from sklearn_sae._encoder import Encoder, drop, hide_at_random
@@ -8,10 +9,6 @@ from sklearn_sae._likelihoods import Poisson
 
 CPU = torch.device("cpu")
 MEAN = np.array([0.3, 2.0, 0.0, 5.0])
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make_encoder(dropout=0.0, seed=0):

@@ -1,43 +1,13 @@
 """The examples run at their small size and save their figures; the README's code runs."""
 
 import datetime
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from common import ROOT, number, run_example, succeed
 
-ROOT = Path(__file__).resolve().parents[1]
 PNG = b"\x89PNG"
-
-
-def run(example, *arguments, cwd):
-    # The examples belong to this checkout, whatever else is installed.
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / example), "--quick", *arguments],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path, "MPLBACKEND": "Agg"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    return result
-
-
-def succeed(*args, **kwargs):
-    result = run(*args, **kwargs)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
-def number(name, text):
-    found = re.search(rf"{name}:?\s+(-?\d+\.\d+)", text)
-    assert found, f"no number after {name!r} in:\n{text}"
-    return float(found[1])
 
 
 def test_quickstart(tmp_path):
@@ -100,7 +70,7 @@ def test_real_recording(tmp_path, key):
 )
 def test_real_recording_names_what_is_missing(tmp_path, arrays, options, message):
     np.savez(tmp_path / "recording.npz", **arrays)
-    result = run("real_recording.py", "recording.npz", *options, cwd=tmp_path)
+    result = run_example("real_recording.py", "recording.npz", *options, cwd=tmp_path)
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -120,7 +90,7 @@ def test_plot_real_recording(tmp_path):
     assert "40 trials of 12 bins" in out
     assert (tmp_path / "given.png").read_bytes().startswith(PNG)
 
-    result = run("plot_real_recording.py", *session, "--label", "side", cwd=tmp_path)
+    result = run_example("plot_real_recording.py", *session, "--label", "side", cwd=tmp_path)
     assert result.returncode != 0
     assert "no column 'side'" in result.stderr
     assert "target" in result.stderr

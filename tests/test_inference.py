@@ -3,90 +3,29 @@ import math
 import numpy as np
 import pytest
 import torch
+from common import DYNAMICS, batch_of, log_posterior, make_model, make_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from sklearn_sae import _inference
-from sklearn_sae._batches import Batch, Trials
-from sklearn_sae._dynamics import Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
+from sklearn_sae._batches import Batch
+from sklearn_sae._dynamics import Dynamics, RecurrentDynamics
 from sklearn_sae._expansion import Expansion
 from sklearn_sae._inference import best_start, most_values, refine, trials_at_once
-from sklearn_sae._likelihood import log_likelihood
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
 from sklearn_sae._prior import Prior
 from sklearn_sae._readout import Readout
 
-CPU = torch.device("cpu")
 seeds = st.integers(0, 2**32 - 1)
-
-DYNAMICS = {
-    "ode": lambda mlp, n, generator: NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False, 10.0),
-    "ode, rk4": lambda mlp, n, generator: NeuralODE(mlp, "rk4", 0.5, 1e-3, 1e-3, False, 10.0),
-    "gru": lambda mlp, n, generator: RecurrentDynamics(GRUCell(n, generator), None),
-    "residual rnn": lambda mlp, n, generator: RecurrentDynamics(TanhCell(n, generator), 0.2),
-    "residual mlp": lambda mlp, n, generator: RecurrentDynamics(mlp, 0.1),
-}
-
-
-def make_model(
-    kind="ode",
-    n_latents=3,
-    n_neurons=6,
-    seed=0,
-    dtype=torch.float64,
-    activation="tanh",
-    likelihood="poisson",
-):
-    generator = torch.Generator().manual_seed(seed)
-    mlp = MLP(n_latents, (8,), activation, generator)
-    mlp.weights[-1].data.mul_(20)
-    weight = torch.randn(n_neurons, n_latents + 1, generator=generator)
-    weight = weight / n_latents**0.5
-    dynamics = DYNAMICS[kind](mlp, n_latents, generator)
-    scatter = LIKELIHOODS[likelihood](n_neurons)
-    for name, learned in scatter.state_dict().items():
-        learned.copy_(torch.rand(learned.shape, generator=generator) + (name != "centre") / 2)
-    model = SequentialAutoencoder(dynamics, Readout(weight), scatter, None)
-    return model.to(dtype).requires_grad_(False)
-
-
-def make_problem(
-    kind="ode", n_trials=5, n_bins=12, missing=0.0, seed=0, dtype=torch.float64, **settings
-):
-    """A model, a prior, spikes the model made, and initial conditions far from theirs."""
-    model = make_model(kind, seed=seed, dtype=dtype, **settings)
-    n_latents = model.readout.weight.shape[1] - 1
-    rng = np.random.default_rng(seed)
-    truth = torch.from_numpy(rng.normal(size=(n_latents, n_trials))).to(dtype)
-    rates = model.output(truth, n_bins).clamp(max=8).exp().permute(2, 0, 1).numpy()
-    counts = rng.poisson(rates).astype(float)
-    counts[rng.random(counts.shape) < missing] = np.nan
-    counts[:, 0] = np.nan_to_num(counts[:, 0])
-    batch = batch_of(counts, dtype)
-    table = torch.from_numpy(rng.normal(size=(40, n_latents))).to(dtype)
-    start = torch.from_numpy(rng.normal(size=(n_latents, n_trials))).to(dtype)
-    return model, Prior.from_samples(table), batch, start
-
-
-def batch_of(counts, dtype=torch.float64):
-    trials = Trials(counts, has_missing=bool(np.isnan(counts).any()))
-    batch = trials.batch(np.arange(len(counts)), CPU)
-    return Batch(batch.counts.to(dtype), batch.mask, batch.lengths, batch.rows)
 
 
 def some(batch, chosen):
     mask = None if batch.mask is None else batch.mask[..., chosen]
     rows, lengths = batch.rows[chosen], batch.lengths[chosen]
     return Batch(batch.counts[..., chosen], mask, lengths, rows)
-
-
-def log_posterior(model, prior, batch, z0):
-    output = model.output(z0, len(batch.counts))
-    fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
-    return fit + prior.log_density(z0)
 
 
 # --- the prior -----------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
+from common import DYNAMICS, generator, log_posterior, make_model, make_problem
 from conftest import SMALL
 from sklearn import config_context
 from sklearn.base import clone
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import GridSearchCV
-from test_inference import DYNAMICS, log_posterior, make_model, make_problem
 
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
@@ -32,10 +32,6 @@ from sklearn_sae.metrics import (
 )
 
 N_BINS, N_LATENTS, N_TRIALS, N_INFERRED = 12, 3, 5, 2
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def make_inputs(n_known=0, n_inferred=N_INFERRED, variance=(0.3, 0.05), correlation=(0.7, -0.2)):

@@ -1,12 +1,9 @@
 import pytest
 import torch
+from common import generator
 from torch.func import jacrev
 
 from sklearn_sae._mlp import ACTIVATIONS, MLP, affine, uniform_weight
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=1):

@@ -3,14 +3,11 @@ import copy
 import numpy as np
 import pytest
 import torch
+from common import generator
 from torch import nn
 
 from sklearn_sae import _optimizer
 from sklearn_sae._optimizer import OPTIMIZERS, RowAdam, Soap
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape, seed=0):
