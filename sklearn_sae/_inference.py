@@ -13,14 +13,24 @@ from ._likelihood import log_likelihood
 from ._model import SequentialAutoencoder
 from ._prior import Prior
 
-__all__ = ["FIRST_DAMPING", "best_start", "most_values", "refine", "trials_at_once"]
+__all__ = [
+    "FIRST_DAMPING",
+    "best_start",
+    "better_start",
+    "cover",
+    "most_values",
+    "refine",
+    "trials_at_once",
+]
 
 #: Numbers a refinement may hold at a time on the CPU (256 MB in float32), and the share of its free
 #: memory that they may take on a GPU, where few large operations are what is fast.
 MOST_VALUES = 64_000_000
 SHARE_OF_GPU = 1 / 8
 MOST_CANDIDATES = 1500
-MOST_CANDIDATES_UNDER_INPUTS = 30
+MOST_CANDIDATES_UNDER_INPUTS = 128
+#: From so many times as many initial conditions as are wanted, those that cover them are chosen.
+MOST_COVERED = 16
 MOST_TRIALS = 512
 FIRST_DAMPING = 1e-2
 LARGEST_DAMPING = 1e4
@@ -28,15 +38,51 @@ LARGEST_DAMPING = 1e4
 FEW = 0.8
 
 
+def cover(bank: Tensor, n_candidates: int) -> Tensor:
+    """Columns of ``bank`` ``(n_latents, n)`` that leave none far away, whatever their order.
+
+    Each one chosen is the farthest from those before it, beginning with the one next to the mean
+    (Gonzalez 1985). If there are no more than ``n_candidates``, all are kept as they are.
+    """
+    if bank.shape[1] <= n_candidates:
+        return bank
+    if bank.shape[1] > MOST_COVERED * n_candidates:
+        generator = torch.Generator(device="cpu").manual_seed(0)
+        drawn = torch.randperm(bank.shape[1], generator=generator, device="cpu")
+        bank = bank[:, drawn[: MOST_COVERED * n_candidates].to(bank.device)]
+    chosen = [(bank - bank.mean(dim=1, keepdim=True)).square().sum(0).argmin()]
+    distance = torch.full_like(bank[0], torch.inf)
+    for _ in range(n_candidates - 1):
+        from_last = (bank - bank.index_select(1, chosen[-1][None])).square_().sum(0)
+        distance = torch.minimum(distance, from_last)
+        chosen.append(distance.argmax())
+    return bank[:, torch.stack(chosen).sort().values]
+
+
 def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor) -> Tensor:
     """For every trial, the initial condition of the ``bank`` whose rates fit it best.
 
-    ``bank`` is ``(n_latents, n_candidates)``; of a large one, ``MOST_CANDIDATES`` evenly spaced
-    ones are tried. With known inputs, a rollout is that of one trial, so fewer are.
+    ``bank`` is ``(n_latents, n_candidates)``; of a large one, ``MOST_CANDIDATES`` that cover it are
+    tried. With known inputs, a rollout is that of one trial, so fewer are: half of them cover the
+    bank, and half are those that would fit the trial best without its inputs.
     """
-    if batch.inputs is not None:
-        return _best_start_under_inputs(model, prior, batch, bank)
-    bank = bank[:, :: -(-bank.shape[1] // MOST_CANDIDATES)]
+    if batch.inputs is None:
+        bank = cover(bank, MOST_CANDIDATES)
+        return bank[:, _fits(model, prior, batch, bank).argmax(1)]
+    n_candidates = MOST_CANDIDATES_UNDER_INPUTS
+    if bank.shape[1] <= n_candidates:
+        return _best_under_inputs(model, prior, batch, bank[:, :, None])
+    bank = cover(bank, MOST_CANDIDATES)
+    own = _fits(model, prior, batch, bank).topk(n_candidates // 2, dim=1).indices.T
+    spread = cover(bank, n_candidates - n_candidates // 2)[:, :, None].expand(-1, -1, len(batch))
+    return _best_under_inputs(model, prior, batch, torch.cat([spread, bank[:, own]], dim=1))
+
+
+def _fits(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor) -> Tensor:
+    """Log-posterior of every trial from every candidate, without inputs, up to a constant.
+
+    ``(n_trials, n_candidates)``.
+    """
     n_bins, n_neurons, n_trials = batch.counts.shape
     counts = batch.counts.reshape(-1, n_trials).T
     observed = None if batch.mask is None else batch.mask.reshape(-1, n_trials).T.to(counts.dtype)
@@ -48,22 +94,38 @@ def best_start(model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: T
         a, b = (terms.flatten(0, 1) for terms in model.likelihood.natural(output))
         expected = b.sum(0) if observed is None else observed @ b
         fits.append(counts @ a - expected + prior.log_density(candidates))
-    return bank[:, torch.cat(fits, dim=1).argmax(1)]
+    return torch.cat(fits, dim=1).nan_to_num_(nan=-torch.inf)
 
 
-def _best_start_under_inputs(
-    model: SequentialAutoencoder, prior: Prior, batch: Batch, bank: Tensor
+def _best_under_inputs(
+    model: SequentialAutoencoder, prior: Prior, batch: Batch, candidates: Tensor
 ) -> Tensor:
-    best = bank[:, :1].expand(-1, len(batch))
-    value = best.new_full((len(batch),), -torch.inf)
-    for candidate in bank[:, :: -(-bank.shape[1] // MOST_CANDIDATES_UNDER_INPUTS)].T:
-        z0 = candidate[:, None].expand(-1, len(batch))
-        output = model.output(z0, len(batch.counts), batch.inputs).clamp(-50, 50).nan_to_num(nan=50)
-        fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
-        new_value = fit + prior.log_density(z0)
-        best = torch.where(new_value > value, z0, best)
-        value = torch.maximum(value, new_value)
-    return best
+    """The best of ``candidates`` ``(n_latents, n_candidates, n_trials)``, or the same for all."""
+    n_bins, n_neurons, n_trials = batch.counts.shape
+    assert batch.inputs is not None
+    candidates = candidates.expand(-1, -1, n_trials)
+    per_candidate = 6 * n_bins * (n_neurons + batch.inputs.shape[1]) * n_trials
+    at_once = max(1, most_values(batch.counts.device) // per_candidate)
+    values = []
+    for some in candidates.split(at_once, dim=1):
+        # One column after the other: a candidate with every trial.
+        z0, n_times = some.flatten(1), some.shape[1]
+        inputs = batch.inputs.repeat(1, 1, n_times)
+        output = model.output(z0, n_bins, inputs).clamp(-50, 50).nan_to_num(nan=50)
+        output = output.unflatten(2, (n_times, n_trials)).transpose(1, 2)
+        mask = None if batch.mask is None else batch.mask[:, None]
+        fit = log_likelihood(model.likelihood, output, batch.counts[:, None], mask)
+        values.append(fit + prior.log_density(z0).unflatten(0, (n_times, n_trials)))
+    best = torch.cat(values).nan_to_num_(nan=-torch.inf).argmax(0)
+    return candidates.gather(1, best[None, None].expand(len(candidates), 1, -1))[:, 0]
+
+
+def better_start(
+    model: SequentialAutoencoder, prior: Prior, batch: Batch, start: Tensor, other: Tensor
+) -> Tensor:
+    """``start``, but ``other`` for the trials whose log-posterior is higher there."""
+    here, there = (_Point.at(model, prior, batch, z0).value for z0 in (start, other))
+    return torch.where(there > here, other, start)
 
 
 def most_values(device: torch.device) -> int:

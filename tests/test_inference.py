@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from sklearn_sae import _inference
 from sklearn_sae._batches import Batch
 from sklearn_sae._dynamics import Dynamics, RecurrentDynamics
 from sklearn_sae._expansion import Expansion
-from sklearn_sae._inference import best_start, most_values, refine, trials_at_once
+from sklearn_sae._inference import best_start, cover, most_values, refine, trials_at_once
+from sklearn_sae._inputs import Inputs
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._mlp import MLP
 from sklearn_sae._model import SequentialAutoencoder
@@ -316,12 +318,84 @@ def test_best_start_is_the_best_of_the_bank(seed, kind, missing, likelihood):
     torch.testing.assert_close(start, bank[:, values.argmax(0)])
 
 
-def test_a_large_bank_is_thinned_evenly(monkeypatch):
-    model, prior, batch, _ = make_problem()
-    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 25)))
-    monkeypatch.setattr(_inference, "MOST_CANDIDATES", 10)
-    expected = best_start(model, prior, batch, bank[:, ::3].clone())
-    assert torch.equal(best_start(model, prior, batch, bank), expected)
+@pytest.mark.parametrize("n", [9, 10])
+def test_a_small_bank_is_kept_as_it_is(n):
+    bank = torch.randn(3, n, generator=torch.Generator().manual_seed(0))
+    assert cover(bank, 10) is bank
+
+
+@pytest.mark.parametrize("n_rounds", [20, 300])
+def test_a_large_bank_is_covered_whatever_its_order(n_rounds):
+    # Ten states come round one after the other: every tenth row is the same state, but for a
+    # jitter. Some hundred rounds are more rows than distances are taken of.
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 10, generator=generator)
+    bank = states.repeat(1, n_rounds) + 1e-3 * torch.randn(3, 10 * n_rounds, generator=generator)
+    for order in (torch.arange(10 * n_rounds), torch.randperm(10 * n_rounds, generator=generator)):
+        chosen = cover(bank[:, order], 10)
+        assert chosen.shape == (3, 10)
+        assert torch.equal(cover(bank[:, order], 10), chosen)
+        nearest = torch.cdist(states.T, chosen.T).argmin(1)
+        assert len(nearest.unique()) == 10
+
+
+def with_known_inputs(model, batch, strength):
+    """The model and a batch, driven by known inputs that differ between trials."""
+    dtype = batch.counts.dtype
+    generator = torch.Generator().manual_seed(3)
+    inputs = Inputs(model.readout.n_latents, 2, 0, generator).to(dtype).requires_grad_(False)
+    inputs.known.copy_(torch.randn(inputs.known.shape, generator=generator))
+    model.inputs = inputs
+    known = strength * torch.randn(len(batch.counts), 2, len(batch), generator=generator)
+    return replace(batch, inputs=known.to(dtype))
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.4])
+@pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))
+def test_best_start_under_known_inputs(monkeypatch, likelihood, missing):
+    model, prior, batch, _ = make_problem(missing=missing, likelihood=likelihood)
+    batch = with_known_inputs(model, batch, 0.3)
+    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 30)))
+    # Some candidates at a time, with all trials.
+    monkeypatch.setattr(_inference, "MOST_VALUES", 6 * 12 * 8 * 5 * 7)
+    start = best_start(model, prior, batch, bank)
+    values = torch.stack(
+        [_inference._Point.at(model, prior, batch, z[:, None].expand(3, 5)).value for z in bank.T]
+    )
+    torch.testing.assert_close(start, bank[:, values.argmax(0)])
+
+
+@pytest.mark.parametrize("strength", [None, 1e-3])
+def test_start_does_not_depend_on_the_order_of_training_trials(monkeypatch, strength):
+    # Two conditions that alternate: a stride through the bank would meet one of them only.
+    monkeypatch.setattr(_inference, "MOST_CANDIDATES", 12)
+    monkeypatch.setattr(_inference, "MOST_CANDIDATES_UNDER_INPUTS", 6)
+    model, prior, _, _ = make_problem()
+    rng = np.random.default_rng(0)
+    bank = torch.from_numpy(0.1 * rng.normal(size=(3, 120)))
+    bank[0] += torch.tensor([1.0, -1.0]).repeat(60)
+    rates = model.output(bank[:, :20], 12).exp().permute(2, 0, 1).numpy()
+    batch = batch_of(rng.poisson(3 * rates).astype(float))
+    model.readout.weight[:, -1] += math.log(3)
+    if strength is not None:
+        batch = with_known_inputs(model, batch, strength)
+    start = best_start(model, prior, batch, bank)
+    assert torch.equal(start[0] > 0, bank[0, :20] > 0)
+    # Nor does a trial's start depend on those beside it.
+    alone = best_start(model, prior, batch.only(torch.tensor([1])), bank)
+    assert torch.equal(alone, start[:, 1:2])
+
+
+def test_under_weak_inputs_the_start_is_nearly_the_best_of_the_whole_bank(monkeypatch):
+    model, prior, batch, _ = make_problem(n_trials=20)
+    batch = with_known_inputs(model, batch, 1e-3)
+    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 400)))
+    of_all = torch.stack(
+        [_inference._Point.at(model, prior, batch, z[:, None].expand(3, 20)).value for z in bank.T]
+    )
+    monkeypatch.setattr(_inference, "MOST_CANDIDATES_UNDER_INPUTS", 20)
+    value = _inference._Point.at(model, prior, batch, best_start(model, prior, batch, bank)).value
+    assert (of_all.max(0).values - value).max() < 1e-6
 
 
 def test_the_bank_is_tried_in_pieces_that_fit_in_memory(monkeypatch):
