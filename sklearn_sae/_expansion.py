@@ -30,6 +30,11 @@ from ._prior import Prior
 
 __all__ = ["Expansion"]
 
+#: With fewer trials and more pairs of latents, a product for each bin takes up to a hundred times
+#: as long as one of all bins; else no longer, or it does not matter.
+FEW_TRIALS = 32
+FEW_PAIRS = 64
+
 
 class _Gain(NamedTuple):
     """The innovation after a bin given its state: ``feedback @ ds + offset``, and its covariance.
@@ -240,7 +245,7 @@ class Expansion:
         kernel = model.readout.weight[:, :-1]
         pairs = (kernel[:, :, None] * kernel[:, None, :]).flatten(1)
         score = (kernel.T @ score).permute(0, 2, 1)
-        information = (pairs.T @ information).permute(0, 2, 1)
+        information = _contracted(pairs, information)
         return score, information.unflatten(2, (self.n_latents, self.n_latents))
 
     def _closed_loop(self, t: int) -> Tensor:
@@ -250,6 +255,19 @@ class Expansion:
         closed = self.transitions[t].clone()
         closed[:, self.n_latents :] += self.gains[t].feedback
         return closed
+
+
+def _contracted(pairs: Tensor, values: Tensor) -> Tensor:
+    """Sum ``values`` ``(n_bins, n_neurons, n_trials)`` over neurons with the weights ``pairs``.
+
+    These are ``(n_neurons, n_pairs)``, and the result ``(n_bins, n_trials, n_pairs)``.
+    """
+    n_bins, n_neurons, n_trials = values.shape
+    if n_trials >= FEW_TRIALS or pairs.shape[1] <= FEW_PAIRS:
+        return (pairs.T @ values).permute(0, 2, 1)
+    # A product for each bin would have hardly any columns: one product of all bins instead.
+    rows = values.permute(0, 2, 1).reshape(-1, n_neurons)
+    return (rows @ pairs).unflatten(0, (n_bins, n_trials))
 
 
 def _times(matrices: Tensor, vectors: Tensor) -> Tensor:
