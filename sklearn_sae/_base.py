@@ -15,13 +15,13 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._batches import Trials
+from ._batches import Batch, Trials
 from ._checkpoint import Checkpoint, FitState, identify
 from ._dynamics import Dynamics
 from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
 from ._fitted import FittedMixin
-from ._inference import trials_at_once
+from ._inference import best_start, better_start, refine, trials_at_once
 from ._inputs import Inputs
 from ._likelihoods import LIKELIHOODS, Likelihood
 from ._model import SequentialAutoencoder
@@ -206,12 +206,14 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     def _continue(
         self, training: Trials, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
-        """Go on from the last fit (``warm_start``); its inference says where the trials start."""
+        """Go on from the last fit (``warm_start``), and from where its trials stood."""
         with torch.no_grad():
             batches = training.chunks(
                 trials_at_once(self.model_, training.n_bins), torch.device("cpu")
             )
-            causes = torch.cat([self._infer(self.model_, batch) for batch in batches], dim=1).T
+            causes = torch.cat(
+                [self._causes_in_last_fit(batch, training) for batch in batches], dim=1
+            ).T
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)
         try:
@@ -224,6 +226,18 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 "warm_start=False to start afresh."
             ) from error
         return model, causes.contiguous()
+
+    def _causes_in_last_fit(self, batch: Batch, training: Trials) -> Tensor:
+        """What it infers of a batch of ``training``, or keeps of it where that is better."""
+        model = self.model_
+        if model.encoder is not None:
+            return self._infer(model, batch)
+        table, prior = self._learned_initial_conditions(model, batch.counts.device)
+        start = best_start(model, prior, batch, table.T)
+        # As many trials are most likely the same ones, and a row too many does no harm.
+        if len(table) == len(training):
+            start = better_start(model, prior, batch, start, table[batch.rows].T)
+        return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
 
     def _build_model(
         self, generator: torch.Generator | None, likelihood: Likelihood | None = None
