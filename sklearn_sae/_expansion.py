@@ -27,6 +27,7 @@ from ._batches import Batch
 from ._inputs import InputStatistics
 from ._model import SequentialAutoencoder
 from ._prior import Prior
+from ._safe_linalg import safe_cholesky
 
 __all__ = ["Expansion"]
 
@@ -112,7 +113,8 @@ class Expansion:
 
     def _forwards(self) -> tuple[Tensor, list[Tensor]]:
         """Covariances of all bins, and with those of the next bin for all but the last."""
-        factor = torch.linalg.cholesky_ex(self.precision).L
+        # Spikes add to what the prior tells, whatever rounding or overflow made of their part.
+        factor = safe_cholesky(self.precision, self.prior_precision)
         covariance = torch.cholesky_inverse(factor)
         found, with_next = [covariance], []
         for t in range(self.n_bins - 1):
@@ -210,8 +212,8 @@ class Expansion:
             gradient[:, :n_latents].add_(score[t])
             precision[:, :n_latents, :n_latents].add_(information[t])
         self.gains = gains[::-1]
-        prior_gradient, prior_precision = prior.of_first_state(causes[:n_states])
-        return gradient + prior_gradient, precision + prior_precision
+        prior_gradient, self.prior_precision = prior.of_first_state(causes[:n_states])
+        return gradient + prior_gradient, precision + self.prior_precision
 
     def _best_innovation(
         self, t: int, gradient: Tensor, precision: Tensor, now: Tensor
@@ -222,7 +224,7 @@ class Expansion:
         rows = std[:, None] * precision[:, self.n_latents :]
         identity = torch.eye(self.n_inputs, dtype=std.dtype, device=std.device)
         inner = rows[:, :, self.n_latents :] * std + (1 + self.damping)[:, None, None] * identity
-        factor = torch.linalg.cholesky_ex(inner).L
+        factor = safe_cholesky(inner, identity)
         pull = std * gradient[:, self.n_latents :] - now
         solved = torch.cholesky_solve(torch.cat([rows, pull[..., None]], dim=2), factor)
         feedback, offset = -solved[:, :, :-1], solved[:, :, -1]

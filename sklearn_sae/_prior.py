@@ -30,7 +30,8 @@ class Prior:
         covariance = deviation.T @ deviation / n_trials
         diagonal = torch.diag(covariance.diagonal().clamp(min=1e-3))
         trust = n_trials / (n_trials + n_latents + 1)
-        precision = torch.linalg.inv(trust * covariance + (1 - trust) * diagonal)
+        # inv_ex, unlike inv, leaves it at NaN or inf if samples of one diverging model overflow.
+        precision = torch.linalg.inv_ex(trust * covariance + (1 - trust) * diagonal).inverse
         return cls(mean, precision, inputs)
 
     def log_density(self, causes: Tensor) -> Tensor:

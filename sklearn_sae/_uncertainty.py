@@ -65,9 +65,12 @@ def inputs_with_std(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor
 ) -> Tensor:
     """Inferred inputs and their standard deviations ``(n_bins, 2 * n_inferred, n_trials)``."""
+    assert model.inputs is not None
     inferred = model.inputs_of_all_bins(causes, len(batch.counts))
     covariance = Expansion.at(model, prior, batch, causes).covariances()
     variance = covariance.diagonal(dim1=2, dim2=3)[..., model.readout.n_latents :]
+    # Never more than the prior's, even if the linearised dynamics overflow.
+    variance = torch.minimum(variance.nan_to_num(nan=torch.inf), model.inputs.variance)
     std = variance.clamp(min=0).sqrt().permute(1, 2, 0)
     return torch.cat([inferred, std], dim=1)
 
