@@ -28,6 +28,7 @@ from ._model import SequentialAutoencoder
 from ._optimizer import OPTIMIZERS, Soap
 from ._readout import Readout, pca_start
 from ._schedule import Schedule
+from ._torch_state import own_torch_state
 from ._training import (
     EncodedInitialConditions,
     FreeInitialConditions,
@@ -77,6 +78,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """Fresh dynamics, drawn from ``generator``; without one, their shapes only."""
 
     @_fit_context(prefer_skip_nested_validation=True)
+    @own_torch_state(grad=True)
     def fit(self, X, y=None, *, inputs=None):
         """Fit the model to spike counts.
 
@@ -109,7 +111,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 "y is ignored, although it looks like known inputs; these go by name: "
                 "fit(X, inputs=...).",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         continued = self.warm_start and hasattr(self, "model_")
         of_counts = LIKELIHOODS[self.likelihood].of_counts
@@ -330,7 +332,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 f"early_stopping=True has no effect with horizon_growth={self.horizon_growth}: it "
                 "begins once the loss sees whole trials, and it never does. Lower horizon_growth.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         self.n_iter_ = 0 if checkpoint is None else checkpoint.begin(state)
         records = train(
@@ -371,7 +373,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     f"Training interrupted in epoch {self.n_iter_ + 1} of {self.max_epochs}; "
                     f"{kept}.",
                     ConvergenceWarning,
-                    stacklevel=4,
+                    stacklevel=5,
                 )
         return finished
 
@@ -416,7 +418,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 f"{lost.sum()} of {len(lost)} models diverged, and their init_scores_ are NaN. "
                 "Lower learning_rate or clip_norm.",
                 ConvergenceWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
         if np.isfinite(self.init_scores_).any():
             return int(np.nanargmax(self.init_scores_))
@@ -424,7 +426,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             "init_scores_ are NaN, because the trials held out have no spikes to predict; the "
             "model with the smallest loss is kept. Raise validation_fraction, or set n_init=1.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
         # No losses yet, if the user interrupted the first epoch.
         losses = [curve[-1] if curve else np.inf for curve in state.loss_curves]

@@ -122,7 +122,7 @@ class Checkpoint:
                 f"checkpoint_path: {self.path} could not be written ({error}). The fit goes on and "
                 "tries again when the next checkpoint is due; the last one that was written stays.",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _write(self, state: FitState, n_done: int) -> None:
@@ -150,7 +150,7 @@ class Checkpoint:
                 f"checkpoint_path: {self.path} could not be deleted ({error}), although the fit is "
                 "done. Delete it, or the next fit with this path will find it.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         remove_leftovers(self.path, older_than=0)
 

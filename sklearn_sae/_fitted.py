@@ -18,6 +18,7 @@ from ._inputs import Inputs
 from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
 from ._model import SequentialAutoencoder
 from ._prior import Prior
+from ._torch_state import own_torch_state
 from ._uncertainty import inputs_with_std, latents_with_std, mean_output, rates_with_std
 from ._validation import (
     check_count,
@@ -177,13 +178,14 @@ class FittedMixin:
 
     def _held_out(self, batches: Iterable[tuple[SequentialAutoencoder, Batch]]) -> float:
         """The score of trials, given the model and all batches of them."""
-        sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-        for model, batch in batches:
-            hidden = hidden_entries(batch, SCORE_FRACTION)
-            seen = batch.hide(hidden)
-            output = self._output(model, self._infer(model, seen), seen)
-            null_rates = self._null_rates(batch.counts.device)
-            sums += bits_gained(model.likelihood, output, null_rates, batch, hidden)
+        with own_torch_state():
+            sums = torch.zeros(2, dtype=torch.float64, device="cpu")
+            for model, batch in batches:
+                hidden = hidden_entries(batch, SCORE_FRACTION)
+                seen = batch.hide(hidden)
+                output = self._output(model, self._infer(model, seen), seen)
+                null_rates = self._null_rates(batch.counts.device)
+                sums += bits_gained(model.likelihood, output, null_rates, batch, hidden)
         gain, n_units = sums.tolist()
         return gain / n_units if n_units else float("nan")
 
@@ -202,8 +204,9 @@ class FittedMixin:
         z0 : float32 array of shape (n_trials, n_latents)
             Initial conditions.
         """
-        causes = [self._infer(model, batch) for model, batch in self._batches(X, inputs)]
-        return torch.cat(causes, dim=1)[: self._n_fitted_latents].T.cpu().numpy()
+        with own_torch_state():
+            causes = [self._infer(model, batch) for model, batch in self._batches(X, inputs)]
+            return torch.cat(causes, dim=1)[: self._n_fitted_latents].T.cpu().numpy()
 
     @available_if(_infers_inputs)
     def infer_inputs(self, X, return_std=False, *, inputs=None):
@@ -263,13 +266,16 @@ class FittedMixin:
         """
         n_bins = check_count(n_bins, "n_bins")
         ahead = []
-        for model, batch in self._batches(X, inputs, n_bins):
-            # Bins to come are bins that were not observed, of which the dynamics still tell.
-            longer = batch.longer(int(batch.lengths.max()) + n_bins)
-            rates = model.likelihood.rates(self._output(model, self._infer(model, longer), longer))
-            bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
-            rows = np.arange(len(batch))[:, np.newaxis]
-            ahead.append(rates.cpu().numpy()[bins, :, rows])
+        with own_torch_state():
+            for model, batch in self._batches(X, inputs, n_bins):
+                # Bins to come are bins that were not observed, of which the dynamics still tell.
+                longer = batch.longer(int(batch.lengths.max()) + n_bins)
+                rates = model.likelihood.rates(
+                    self._output(model, self._infer(model, longer), longer)
+                )
+                bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
+                rows = np.arange(len(batch))[:, np.newaxis]
+                ahead.append(rates.cpu().numpy()[bins, :, rows])
         return np.concatenate(ahead)
 
     def simulate(self, z0, n_bins, *, inputs=None):
@@ -422,9 +428,8 @@ class FittedMixin:
     def _chunks(
         model: SequentialAutoencoder, trials: Trials, device: torch.device, n_ahead: int = 0
     ) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
-        with torch.no_grad():
-            for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
-                yield model, batch
+        for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
+            yield model, batch
 
     def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
         """Causes ``(n_causes, n_trials)``."""
@@ -455,9 +460,10 @@ class FittedMixin:
         compute: Callable[[SequentialAutoencoder, Tensor, Batch], Tensor],
     ) -> np.ndarray | list[np.ndarray]:
         pieces = []
-        for model, batch in self._batches(X, inputs):
-            values = compute(model, self._infer(model, batch), batch)
-            pieces.append(values.permute(2, 0, 1).cpu().numpy())
+        with own_torch_state():
+            for model, batch in self._batches(X, inputs):
+                values = compute(model, self._infer(model, batch), batch)
+                pieces.append(values.permute(2, 0, 1).cpu().numpy())
         whole = np.concatenate(pieces)
         if not isinstance(X, list | tuple):
             return whole
@@ -490,8 +496,8 @@ class FittedMixin:
         """Apply ``compute`` to states ``(..., n_latents)``, one per column, on the CPU."""
         check_is_fitted(self)
         states = check_latents(z, self._n_fitted_latents, "latents")
-        columns = torch.from_numpy(states.reshape(-1, states.shape[-1]).T.copy())
-        with torch.no_grad():
+        with own_torch_state():
+            columns = torch.from_numpy(states.reshape(-1, states.shape[-1]).T.copy())
             values = compute(self.model_, columns)
         return values.numpy().reshape(*states.shape[:-1], *values.shape[1:])
 

@@ -18,6 +18,7 @@ from ._json import decode, encode, encode_parameters
 from ._likelihoods import LIKELIHOODS
 from ._model import SequentialAutoencoder
 from ._storage import Damaged, Foreign, read, write
+from ._torch_state import own_torch_state
 
 __all__ = ["load", "save"]
 
@@ -251,6 +252,7 @@ def _check_learned(learned: dict[str, Any], fitted_with: BaseSAE) -> None:
         )
 
 
+@own_torch_state()
 def _build_model(
     fitted_with: BaseSAE, learned: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> SequentialAutoencoder:
