@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from abc import ABCMeta, abstractmethod
@@ -113,9 +114,12 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 UserWarning,
                 stacklevel=4,
             )
+        # What is learned becomes part of the estimator once all of it is there, and a fit that fails
+        # leaves the estimator as it was.
+        learner = copy.copy(self)
         continued = self.warm_start and hasattr(self, "model_")
         of_counts = LIKELIHOODS[self.likelihood].of_counts
-        trials = check_trials(self, X, inputs, reset=not continued, of_counts=of_counts)
+        trials = check_trials(learner, X, inputs, reset=not continued, of_counts=of_counts)
         device = check_device(self.device)
         seeds = check_seeds(self.random_state, 1 if continued else self.n_init)
         checkpoint = None
@@ -124,17 +128,18 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             seeds = checkpoint.seeds
         training, validation = self._split(trials, seeds)
 
-        self._forget(OF_THIS_FIT if continued else LEARNED)
-        members = [self._member(training, seed, continued, device) for seed in seeds]
-        watch = (self._early_stopping(member, validation, device) for member in members)
+        learner._forget(OF_THIS_FIT if continued else LEARNED)
+        members = [learner._member(training, seed, continued, device) for seed in seeds]
+        watch = (learner._early_stopping(member, validation, device) for member in members)
         state = FitState(
             members,
             self._optimiser(members),
             [stopper for stopper in watch if stopper is not None],
             [[*self.loss_curve_] if continued else [] for _ in members],
         )
-        finished = self._train(state, training, device, checkpoint)
-        self._keep_best(state, training, validation, device)
+        finished = learner._train(state, training, device, checkpoint)
+        learner._keep_best(state, training, validation, device)
+        self.__dict__ = learner.__dict__
         if finished and checkpoint is not None:
             checkpoint.remove()
         return self
@@ -279,7 +284,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         )
 
     def _forget(self, names: Iterable[str]) -> None:
-        """Drop what an earlier fit learned, so that one that fails leaves no mixture behind."""
+        """Drop what an earlier fit learned, and this one may not."""
         for name in names:
             self.__dict__.pop(name, None)
 

@@ -1,6 +1,7 @@
 """How a fit goes: progress, going on, stopping, being interrupted, failing."""
 
 import itertools
+import pickle
 import re
 import warnings
 
@@ -10,7 +11,7 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from sklearn_sae import NODESAE, _batches, _early_stopping, _inference, _readout, _validation
+from sklearn_sae import NODESAE, _base, _batches, _early_stopping, _inference, _readout, _validation
 from sklearn_sae._batches import Trials
 
 
@@ -177,23 +178,70 @@ def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_lower(estimator, 
         estimator.transform(spikes)
 
 
-def test_a_fit_that_fails_leaves_no_half_fitted_model(node, spikes, monkeypatch):
-    node.set_params(max_epochs=2).fit(spikes)
-    raise_in_backward(monkeypatch, FloatingPointError("lost"), n_before=2)
+def fail_in(part, monkeypatch):
+    """Let a fit fail in one of its parts, once others have learned something."""
+    if part == "training":
+        raise_in_backward(monkeypatch, FloatingPointError("lost"), n_before=2)
+    elif part == "start":
+        monkeypatch.setattr(_base, "pca_start", raiser(FloatingPointError("lost")))
+        monkeypatch.setattr(_base, "FreeInitialConditions", raiser(FloatingPointError("lost")))
+    elif part == "weights":
+        monkeypatch.setattr(_base.Member, "is_finite", lambda self: False)
+    else:
+        monkeypatch.setattr(_base, "model_variance", raiser(FloatingPointError("lost")))
+
+
+def raiser(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+PARTS = ["start", "training", "weights", "model_variance"]
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_a_first_fit_that_fails_leaves_nothing(node, spikes, monkeypatch, part, n_init):
+    node.set_params(max_epochs=2, n_init=n_init)
+    fail_in(part, monkeypatch)
     with pytest.raises(FloatingPointError):
         node.fit(spikes)
+    assert vars(node) == node.get_params()
     for method in (node.transform, node.score, node.get_feature_names_out):
         with pytest.raises(NotFittedError):
             method(spikes)
 
 
-def test_going_on_and_failing_leaves_the_old_model(node, spikes, monkeypatch):
-    node.set_params(max_epochs=2, warm_start=True).fit(spikes)
-    latents = node.transform(spikes)
-    raise_in_backward(monkeypatch, FloatingPointError("lost"), n_before=2)
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_a_later_fit_that_fails_leaves_all_as_it_was(node, spikes, monkeypatch, part, warm_start):
+    stimuli = np.ones((24, 12, 1))
+    node.set_params(max_epochs=2, early_stopping=True, horizon_growth=0, likelihood="gaussian")
+    node.fit(spikes, inputs=stimuli).set_params(warm_start=warm_start)
+    before = pickle.dumps(node)
+    more = np.concatenate([spikes, 3 * spikes])
+    # Afresh, others of everything: a neuron and the known inputs are missing.
+    X, inputs = (more, np.ones((48, 12, 1))) if warm_start else (more[..., :5], None)
+    fail_in(part, monkeypatch)
     with pytest.raises(FloatingPointError):
-        node.fit(spikes)
-    assert np.array_equal(node.transform(spikes), latents)
+        node.fit(X, inputs=inputs)
+    assert pickle.dumps(node) == before
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+def test_inputs_that_are_refused_leave_all_as_it_was(node, spikes, warm_start):
+    node.set_params(max_epochs=1, warm_start=warm_start).fit(spikes)
+    before = pickle.dumps(node)
+    for wrong in (-spikes, spikes[0], spikes[:0]):
+        with pytest.raises(ValueError):
+            node.fit(wrong)
+    with pytest.raises(ValueError):
+        node.fit(spikes[..., :5], inputs=np.ones((3, 12, 1)))
+    with pytest.raises(ValueError, match="X has 1 trial"):
+        node.set_params(early_stopping=True).fit(spikes[:1])
+    assert pickle.dumps(node.set_params(early_stopping=False)) == before
 
 
 def test_bad_data_leave_the_old_model(fitted, spikes):
