@@ -114,7 +114,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 UserWarning,
                 stacklevel=4,
             )
-        # What is learned becomes part of the estimator once all of it is there, and a fit that fails
+        # All that is learned becomes part of the estimator at once, at the end: a fit that fails
         # leaves the estimator as it was.
         learner = copy.copy(self)
         continued = self.warm_start and hasattr(self, "model_")
@@ -232,6 +232,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 "inference, likelihood, n_inferred_inputs or cell). Set it back, or set "
                 "warm_start=False to start afresh."
             ) from error
+        # Weights stay those of the last fit, the null model becomes that of these trials.
+        self.null_rates_ = training.mean_counts()
+        model.likelihood.relearn_null(training, self.null_rates_)
         return model, causes.contiguous()
 
     def _causes_in_last_fit(self, batch: Batch, training: Trials) -> Tensor:

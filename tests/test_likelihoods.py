@@ -1,5 +1,6 @@
 """Likelihoods by the formulas of others, and fits to data whose noise is known."""
 
+import copy
 import functools
 import itertools
 
@@ -451,6 +452,42 @@ def test_warm_start_goes_on_from_the_learned_dispersions(est, name):
     again.set_params(max_epochs=1, learning_rate=1e-9).fit(X)
     for attribute, values in before.items():
         np.testing.assert_allclose(getattr(again, attribute), values, rtol=0.15)
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", "gaussian"])
+@pytest.mark.parametrize("inference", ["semi-amortized", "amortized"])
+def test_a_warm_start_takes_the_null_model_of_its_own_data(likelihood, inference):
+    rng = np.random.default_rng(0)
+    if likelihood == "gaussian":
+        first, second = rng.normal(1.0, 1.0, (30, 10, 6)), rng.normal(2.0, 2.0, (30, 10, 6))
+    else:
+        # Counts scatter more in the second, too.
+        first = rng.poisson(1.0, (30, 10, 6))
+        second = rng.poisson(3.0 * rng.gamma(2.0, 0.5, (30, 10, 6)))
+    est = NODESAE(likelihood=likelihood, inference=inference, max_epochs=3, horizon_growth=0)
+    est.set_params(n_latents=1, hidden_sizes=(4,), encoder_size=4, random_state=0)
+    afresh = clone(est).fit(second)
+    on = est.fit(first).set_params(warm_start=True, max_epochs=20).fit(second)
+    np.testing.assert_array_equal(on.null_rates_, afresh.null_rates_)
+    for attribute in {"null_dispersion_", "null_variance_"} & vars(afresh).keys():
+        np.testing.assert_allclose(getattr(on, attribute), getattr(afresh, attribute), rtol=1e-4)
+    # Better than what knows their mean and spread nothing can be; an encoder may be worse.
+    assert (-0.1 if inference == "semi-amortized" else -0.5) < on.score(second) < 0.05
+
+
+@pytest.mark.parametrize("likelihood", ["negative_binomial", "gaussian"])
+def test_a_null_model_learned_anew_of_the_same_trials_is_the_same(likelihood):
+    X, _ = oscillation(likelihood, 20, 0)
+    trials = Trials(X, has_missing=False)
+    model = LIKELIHOODS[likelihood](trials.n_neurons)
+    model.learn_null(trials, trials.mean_counts())
+    before = copy.deepcopy(model.state_dict())
+    model.dispersion.mul_(0.5)
+    model.relearn_null(trials, trials.mean_counts())
+    assert torch.equal(model.dispersion, before["dispersion"] / 2)
+    model.dispersion.mul_(2)
+    for key, values in model.state_dict().items():
+        assert torch.equal(values, before[key]), key
 
 
 def test_the_best_epochs_dispersions_are_kept(est, name, monkeypatch):

@@ -105,6 +105,9 @@ class Likelihood(nn.Module):
     def learn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         """Learn from all trials what the null model, constant rates, needs beside the rates."""
 
+    def relearn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+        """The same of other trials, without a change to what the weights rest on."""
+
     def note_residuals(self, output: Tensor, batch: Batch) -> None:
         """Remember how counts of a batch in training differ from their rates."""
 

@@ -63,13 +63,23 @@ class Dispersed(Likelihood):
         return terms.sum(dim=(0, -2))
 
     def learn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+        self._learn_around_means(trials, mean_counts)
+        self.null_dispersion.copy_(self.dispersion)
+
+    def relearn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+        null = copy.deepcopy(self)
+        null.dispersion.fill_(1.0)  # where a first fit starts from, too
+        null._learn_around_means(trials, mean_counts)
+        self.null_dispersion.copy_(null.dispersion)
+
+    def _learn_around_means(self, trials: Trials, mean_counts: np.ndarray) -> None:
+        """Make ``dispersion`` that of constant rates."""
         output = self.null_output(torch.from_numpy(mean_counts).float())
         size = max(1, CHUNK // (trials.n_bins * trials.n_neurons))
         for _ in range(NULL_PASSES):
             for batch in trials.chunks(size, torch.device("cpu")):
                 self.note_residuals(output.expand_as(batch.counts), batch)
             self.end_epoch()
-        self.null_dispersion.copy_(self.dispersion)
 
     @torch.no_grad()
     def note_residuals(self, output: Tensor, batch: Batch) -> None:

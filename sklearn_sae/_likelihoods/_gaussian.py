@@ -45,7 +45,10 @@ class Gaussian(Dispersed):
         return self.centre + self.scale * output
 
     def null_output(self, null_rates: Tensor) -> Tensor:
-        return torch.zeros_like(self.centre)
+        # Zero in a first fit. Later ones keep centre and scale, which the weights rest on, and
+        # have other means. Nothing has a scale yet when the first null model is learned.
+        smallest = torch.finfo(self.scale.dtype).tiny
+        return (null_rates[:, None] - self.centre) / self.scale.clamp(min=smallest)
 
     def std_of_rates(self, output: Tensor, variance: Tensor) -> Tensor:
         return self.scale * variance.sqrt()
