@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torchdiffeq import odeint, odeint_adjoint
+from torch.utils.checkpoint import checkpoint
 
+from ._adaptive import EMBEDDED, replay, take_bin
 from ._explicit import (
     TABLEAUS,
     Tableau,
@@ -35,17 +36,11 @@ __all__ = [
     "rollouts",
 ]
 
-FIXED_STEP_SOLVERS = (
-    "euler",
-    "midpoint",
-    "heun2",
-    "heun3",
-    "rk4",
-    "explicit_adams",
-    "implicit_adams",
-)
-ADAPTIVE_SOLVERS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
+FIXED_STEP_SOLVERS = tuple(TABLEAUS)
+ADAPTIVE_SOLVERS = tuple(EMBEDDED)
 SOLVERS = FIXED_STEP_SOLVERS + ADAPTIVE_SOLVERS
+#: Known to users of torchdiffeq, and refused with a reason.
+MULTI_STEP_SOLVERS = ("explicit_adams", "implicit_adams")
 
 #: Hidden units times latents times states of which Jacobians are found together.
 MOST_SLOPES = 1_000_000
@@ -76,6 +71,10 @@ class Dynamics(nn.Module):
     @abstractmethod
     def step_jacobian(self, z: Tensor) -> Tensor:
         """Jacobians ``(n_latents out, n_latents in, n_trials)`` of ``step`` at columns of ``z``."""
+
+    def parts(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What a step is made of, in order: the states after each part, and its Jacobians."""
+        yield self.step(z), self.step_jacobian(z)
 
 
 def rollouts(
@@ -129,61 +128,64 @@ class NeuralODE(Dynamics):
     def explicit(self) -> tuple[MLP, Tableau, int, float] | None:
         if self.solver not in TABLEAUS or self.adjoint:
             return None
-        step_size = 1 / (self.time_scale * self.n_substeps)
-        return self.mlp, TABLEAUS[self.solver], self.n_substeps, step_size
+        return self.mlp, TABLEAUS[self.solver], self.n_substeps, self._step_size
+
+    @property
+    def _step_size(self) -> float:
+        """Of a fixed step, in the time of the perceptron."""
+        return 1 / (self.time_scale * self.n_substeps)
 
     def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
         if self.explicit is not None:
             mlp, tableau, n_substeps, step_size = self.explicit
             return rollout_mlp(mlp, z0, n_bins, tableau, n_substeps, step_size, kicks)
-        if kicks is None:
-            return self._rollout_torchdiffeq(z0, n_bins)
         latents = [z0]
-        for kick in kicks:
-            latents.append(self._rollout_torchdiffeq(latents[-1], 2)[1] + kick)
+        for t in range(n_bins - 1):
+            z = self._next_bin(latents[-1])
+            latents.append(z if kicks is None else z + kicks[t])
         return torch.stack(latents)
 
-    def _rollout_torchdiffeq(self, z0: Tensor, n_bins: int) -> Tensor:
-        if n_bins == 1:
-            return z0[None]
-        if not all(tensor.isfinite().all() for tensor in (z0, *self.mlp.parameters())):
-            # An adaptive solver would find no step that is small enough.
-            return (self.mlp(z0) * torch.nan).expand(n_bins, -1, -1)
-        bins = torch.arange(n_bins, dtype=z0.dtype, device=z0.device)
-        options = {"step_size": 1 / self.n_substeps} if self.solver in FIXED_STEP_SOLVERS else None
-        integrate = odeint
-        if self.adjoint:
-            integrate = partial(odeint_adjoint, adjoint_params=tuple(self.mlp.parameters()))
-        return integrate(
-            self._field_at,
-            z0,
-            bins,
-            rtol=self.rtol,
-            atol=self.atol,
-            method=self.solver,
-            options=options,
-        )
+    def _next_bin(self, z: Tensor) -> Tensor:
+        if not self.adjoint:
+            return self._take_bin(z)[0]
+        advance = self._fixed_steps
+        if self.solver in EMBEDDED:
+            with torch.no_grad():
+                _, sizes = self._take_bin(z)
+            advance = partial(replay, self.vector_field, method=EMBEDDED[self.solver], sizes=sizes)
+        return checkpoint(advance, z, use_reentrant=False, preserve_rng_state=False)
 
-    def _field_at(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.vector_field(z)
+    def _take_bin(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return take_bin(self.vector_field, z, EMBEDDED[self.solver], self.rtol, self.atol)
+
+    def _fixed_steps(self, z: Tensor) -> Tensor:
+        tableau = TABLEAUS[self.solver]
+        return rollout_mlp(self.mlp, z, 2, tableau, self.n_substeps, self._step_size)[1]
 
     def step_jacobian(self, z: Tensor) -> Tensor:
-        # Other solvers' steps are their own affair; rk4 with ours is as good for a Jacobian.
-        tableau = TABLEAUS.get(self.solver, TABLEAUS["rk4"])
         if z.is_cuda:
-            return self._step_jacobian(z, tableau)
+            return self._step_jacobian(z)
         # In pieces whose hidden units stay in the cache.
         widest = max(len(weight) for weight in self.mlp.weights)
         pieces = z.split(max(1, MOST_SLOPES // (widest * len(z))), dim=1)
-        return torch.cat([self._step_jacobian(piece, tableau) for piece in pieces], dim=2)
+        return torch.cat([self._step_jacobian(piece) for piece in pieces], dim=2)
 
-    def _step_jacobian(self, z: Tensor, tableau: Tableau) -> Tensor:
-        step_size = 1 / (self.time_scale * self.n_substeps)
-        z, chain = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)
-        for _ in range(self.n_substeps - 1):
-            z, jacobian = explicit_step_with_jacobian(self.mlp, z, tableau, step_size)
+    def _step_jacobian(self, z: Tensor) -> Tensor:
+        (_, chain), *later = self.parts(z)
+        for _, jacobian in later:
             chain = compose(jacobian, chain)
         return chain
+
+    def parts(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The solver's steps in a bin."""
+        sizes: Sequence[float | Tensor] = [self._step_size] * self.n_substeps
+        tableau = TABLEAUS.get(self.solver)
+        if tableau is None:
+            tableau = EMBEDDED[self.solver].tableau
+            sizes = [size / self.time_scale for size in self._take_bin(z)[1]]
+        for size in sizes:
+            z, jacobian = explicit_step_with_jacobian(self.mlp, z, tableau, size)
+            yield z, jacobian
 
 
 class RecurrentDynamics(Dynamics):

@@ -12,7 +12,15 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from ._base import BaseSAE
-from ._dynamics import SOLVERS, Dynamics, GRUCell, NeuralODE, RecurrentDynamics, TanhCell
+from ._dynamics import (
+    MULTI_STEP_SOLVERS,
+    SOLVERS,
+    Dynamics,
+    GRUCell,
+    NeuralODE,
+    RecurrentDynamics,
+    TanhCell,
+)
 from ._likelihoods import LIKELIHOODS
 from ._mlp import ACTIVATIONS, MLP
 from ._model import SequentialAutoencoder
@@ -101,19 +109,20 @@ class NODESAE(BaseSAE):
         perceptron's output divided by it. Raise it if bins are much shorter than the dynamics.
 
     solver : str, default="midpoint"
-        Any method of torchdiffeq: with fixed steps "euler", "midpoint", "heun2", "heun3", "rk4",
-        "explicit_adams", "implicit_adams"; adaptive "dopri5", "dopri8", "bosh3", "fehlberg2",
-        "adaptive_heun".
+        Runge-Kutta method: with fixed steps "euler", "midpoint", "heun2", "heun3", "rk4"; adaptive
+        "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun". All begin anew in every bin, and
+        an adaptive one chooses the steps of every trial by that trial's error alone, so that a
+        state always has the same successor.
 
     step_size : float, default=1.0
         Longest step of a fixed-step solver, in bins, at most 1. A bin is divided into equal steps.
 
     rtol, atol : float, default=1e-3
-        Relative and absolute tolerance of an adaptive solver.
+        Relative and absolute tolerance of an adaptive solver, for the error of a step.
 
     adjoint : bool, default=False
-        Compute gradients by the adjoint equation: memory does not grow with the number of steps, at
-        the cost of time.
+        Keep only the latents for the backward pass, and compute each bin's steps anew there: memory
+        does not grow with the number of steps in a bin, at the cost of time.
 
     likelihood : {"poisson", "negative_binomial", "gaussian"}, default="poisson"
         How data scatter around the rates m. ``"poisson"``: counts of variance m.
@@ -182,10 +191,9 @@ class NODESAE(BaseSAE):
     n_init : int, default=1
         Models to fit, each from its own seed; the one with the best ``score`` on
         ``validation_fraction`` of the trials, held out for that, is kept. They are trained
-        together: with a fixed-step solver of Runge and Kutta ("euler", "midpoint", "heun2",
-        "heun3", "rk4") and few trials that takes much less than ``n_init`` times as long. One that
-        diverges leaves the others alone. A fit that goes on from another (``warm_start``) has one
-        model only.
+        together: with a fixed-step solver and few trials that takes much less than ``n_init`` times
+        as long. One that diverges leaves the others alone. A fit that goes on from another
+        (``warm_start``) has one model only.
 
     horizon_start : int, default=10
         Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
@@ -406,6 +414,15 @@ class NODESAE(BaseSAE):
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
+
+    def _validate_params(self):
+        if isinstance(self.solver, str) and self.solver in MULTI_STEP_SOLVERS:
+            raise ValueError(
+                f"solver={self.solver!r} is a multi-step method, which needs the states before the "
+                "one it starts from: it gives no map from one bin to the next. Choose one of "
+                f"{', '.join(SOLVERS)}."
+            )
+        super()._validate_params()
 
     def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
         mlp = MLP(self.n_latents, check_sizes(self.hidden_sizes), self.activation, generator)

@@ -49,9 +49,12 @@ TABLEAUS = {
 
 
 def explicit_step_with_jacobian(
-    mlp: MLP, z: Tensor, tableau: Tableau, step_size: float
+    mlp: MLP, z: Tensor, tableau: Tableau, step_size: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step from ``z`` ``(n_latents, n_trials)``, and its Jacobian at each column."""
+    """One step from ``z`` ``(n_latents, n_trials)``, and its Jacobian at each column.
+
+    Its size is one for all, or ``(n_trials,)``.
+    """
     identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
     stages: list[Tensor] = []
     jacobians: list[Tensor] = []

@@ -73,8 +73,8 @@ NODE_EFFECTS = COMMON_EFFECTS | {
     "time_scale": ({}, 20.0),
     "solver": ({}, "euler"),
     "step_size": ({}, 0.5),
-    "rtol": ({"solver": "dopri5", "atol": 1e-9}, 1e-9),
-    "atol": ({"solver": "dopri5", "rtol": 1e-9}, 1e-9),
+    "rtol": ({"solver": "adaptive_heun", "atol": 1e-5}, 1e-5),
+    "atol": ({"solver": "adaptive_heun", "rtol": 1e-5}, 1e-5),
     "adjoint": ({}, True),
 }
 RNN_EFFECTS = COMMON_EFFECTS | {

@@ -89,14 +89,14 @@ def test_latents_jump_between_bins(kind):
         torch.testing.assert_close(latents[t + 1], expected, rtol=0, atol=1e-12)
 
 
-def test_solvers_of_torchdiffeq_jump_as_ours_do():
+def test_adaptive_solvers_jump_as_fixed_steps_do():
     mlp = MLP(N_LATENTS, (8,), "tanh", generator()).double().requires_grad_(False)
     mlp.weights[-1].mul_(20)
     z0 = torch.randn(N_LATENTS, 4, generator=generator()).double()
     kicks = torch.randn(6, N_LATENTS, 4, generator=generator(1)).double()
-    ours = NeuralODE(mlp, "rk4", 1 / 50, 1e-3, 1e-3, False, 10.0).rollout(z0, 7, kicks)
-    theirs = NeuralODE(mlp, "dopri5", 1.0, 1e-9, 1e-9, False, 10.0).rollout(z0, 7, kicks)
-    torch.testing.assert_close(theirs, ours, rtol=0, atol=1e-7)
+    fixed = NeuralODE(mlp, "rk4", 1 / 50, 1e-3, 1e-3, False, 10.0).rollout(z0, 7, kicks)
+    adaptive = NeuralODE(mlp, "dopri5", 1.0, 1e-9, 1e-9, False, 10.0).rollout(z0, 7, kicks)
+    torch.testing.assert_close(adaptive, fixed, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("tableau", ["euler", "rk4"])

@@ -10,6 +10,7 @@ from sklearn.base import clone
 
 from sklearn_sae import NODESAE
 from sklearn_sae._batches import Trials
+from sklearn_sae._dynamics import SOLVERS
 from sklearn_sae._likelihood import hidden_entries
 
 
@@ -244,6 +245,28 @@ def test_forecast_is_predict_on_unobserved_bins_to_come(fitted, spikes):
     np.testing.assert_allclose(
         fitted.forecast(spikes, 3), fitted.predict(longer)[:, 12:], rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("solver", "adjoint"),
+    [*((solver, False) for solver in SOLVERS), ("midpoint", True), ("dopri5", True)],
+)
+def test_a_state_has_one_successor_whichever_way_it_is_asked_for(spikes, solver, adjoint):
+    spikes = spikes[:10]
+    model = NODESAE(n_latents=2, hidden_sizes=(8,), max_epochs=1, random_state=0, device="cpu")
+    model.set_params(solver=solver, adjoint=adjoint).fit(spikes)
+    with torch.no_grad():  # fast enough for trials to differ in the steps that they need
+        model.model_.dynamics.mlp.weights[-1].mul_(60)
+    latents = model.transform(spikes)
+    assert np.abs(np.diff(latents, axis=1)).max() > 0.5
+    np.testing.assert_allclose(model.step(latents[:, :-1]), latents[:, 1:], atol=1e-4)
+    np.testing.assert_allclose(model.step(latents[5, 3]), latents[5, 4], atol=1e-4)
+    onwards = model.simulate(latents[:, 0], 15)
+    np.testing.assert_allclose(onwards[:, :12], latents, atol=1e-4)
+    np.testing.assert_allclose(model.simulate(latents[5, 0], 15), onwards[5], atol=1e-4)
+    ahead = model.inverse_transform(onwards[:, 12:])
+    np.testing.assert_allclose(model.forecast(spikes, 3), ahead, rtol=1e-3)
+    np.testing.assert_allclose(model.forecast(spikes[5:6], 3)[0], ahead[5], rtol=1e-3)
 
 
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4", "dopri5"])

@@ -174,6 +174,12 @@ def test_bad_parameters_are_named_with_what_came(bad):
             assert str(value) in str(caught.value)
 
 
+@pytest.mark.parametrize("solver", ["implicit_adams", "explicit_adams"])
+def test_multi_step_solvers_are_refused_with_a_reason(solver):
+    with pytest.raises(ValueError, match=f"{solver}.*multi-step.*no map.*midpoint.*dopri5"):
+        NODESAE(**QUICK, solver=solver).fit(counts(4, 5, 3))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there(small_model):
     for device in ("cuda", "cuda:1", torch.device("cuda")):
