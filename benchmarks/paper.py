@@ -8,8 +8,8 @@ A cell is one fit. When it is done its row is appended to benchmarks/results/pap
 found there is not run again: to resume, give the same command; to run a cell again, delete its row.
 Figures are drawn beside the CSV. Needs pip install "sklearn_sae[test]".
 
-Recipes: "ours" is this package's defaults; "paper" is the paper's own training, with torchdiffeq's
-dopri5 in place of tsit5 and this package's start of the weights; "ablation" is the paper's table of
+Recipes: "ours" is this package's defaults; "paper" is the paper's own training, with dopri5, bin by
+bin, in place of tsit5 and this package's start of the weights; "ablation" is the paper's table of
 discrete models, trained as "paper" but from weights drawn as torch's layers draw them, because this
 package's start makes up for much of what is taken away; "oracle" is the true system and readout
 with each trial's most likely initial condition: the best that the noise of the spikes allows. As in

@@ -212,6 +212,34 @@ def test_jacobian_of_torch_and_numpy_functions(make):
     np.testing.assert_allclose(space.jacobian(z), expected, atol=1e-8)
 
 
+SCALES = [(1e-6, 0.0), (1e-5, 0.0), (1e6, 0.0), (1.0, 1e6), (1e-6, 1.0)]
+
+
+def pendulum(unit, offset):
+    """Damped, of frequency 1 and damping 0.2, in other units and around another place."""
+
+    def flow(z):
+        angle, speed = np.moveaxis((z - offset) / unit, -1, 0)
+        return unit * np.stack([speed, -np.sin(angle) - 0.2 * speed], axis=-1)
+
+    return flow
+
+
+@pytest.mark.parametrize(("unit", "offset"), SCALES)
+def test_units_and_place_of_the_states_change_nothing(unit, offset):
+    states = offset + unit * np.random.default_rng(0).normal(size=(300, 2))
+    found = find_fixed_points(pendulum(unit, offset), states, noise=0.0, random_state=0)
+    assert found.n_unsettled < 20
+    assert found.kinds[0] == "stable spiral"
+    np.testing.assert_allclose((found.points[0] - offset) / unit, 0, atol=1e-6)
+    assert found.frequencies[0, 0] == pytest.approx(np.sqrt(1 - 0.1**2) / (2 * np.pi), rel=1e-6)
+    assert found.time_constants[0, 0] == pytest.approx(10, rel=1e-5)
+    as_map = find_fixed_points(
+        lambda z: z + 0.1 * pendulum(unit, offset)(z), states, discrete=True, random_state=0
+    )
+    assert np.abs(as_map.multipliers[0]) == pytest.approx(np.sqrt(0.98 + 0.01), rel=1e-6)
+
+
 def test_integrated_jacobian_is_the_derivative_of_the_map():
     system, width = Lorenz(), 0.02
     z = system.trajectory(5)

@@ -80,6 +80,23 @@ def test_jacobian_is_the_derivative_of_the_flow(cls):
     np.testing.assert_allclose(differences, exact, rtol=1e-6, atol=1e-6 * np.abs(exact).max())
 
 
+@pytest.mark.parametrize(("unit", "offset"), [(1e-12, 0.0), (1e-6, 0.0), (1e6, 0.0), (1.0, 1e6)])
+def test_differences_follow_the_units_of_a_system(unit, offset):
+    def pendulum(z):
+        angle, speed = np.moveaxis((z - offset) / unit, -1, 0)
+        return unit * np.stack([speed, -np.sin(angle) - 0.2 * speed], axis=-1)
+
+    system = CustomSystem(pendulum, offset + unit * np.array([1.0, 0.0]), period=6.3)
+    z = offset + unit * np.array([[0.3, 0.1], [1.0, -0.5]])
+    expected = [[[0, 1], [-np.cos(angle), -0.2]] for angle in (0.3, 1.0)]
+    np.testing.assert_allclose(system.jacobian(z), expected, atol=1e-7)
+    np.testing.assert_allclose((system.fixed_points() - offset) / unit, [[0, 0]], atol=1e-6)
+    # The integrator too has to know what is small.
+    from_rest = (system.simulate(system.start, 50, 0.2) - offset) / unit
+    unit_sized = CustomSystem(lambda z: pendulum(offset + unit * z) / unit, [1.0, 0.0], period=6.3)
+    np.testing.assert_allclose(from_rest, unit_sized.simulate([1.0, 0.0], 50, 0.2), atol=1e-6)
+
+
 @pytest.mark.parametrize("cls", ODES, **names)
 def test_fixed_points_are_fixed(cls):
     system = cls()

@@ -153,7 +153,8 @@ def find_fixed_points(
     system : NODESAE, RNNSAE, System or callable
         What to analyse: a fitted estimator, whose parameters stay as they are; a system of
         `sklearn_sae.datasets`; or a function of states (n, dim), in torch (exact Jacobians) or in
-        NumPy (central differences), that gives dz/dt, or the next states if ``discrete``.
+        NumPy (central differences, in steps that follow the spread of ``states``), that gives
+        dz/dt, or the next states if ``discrete``.
     states : array-like of shape (..., dim), or list of (n_bins_i, dim)
         Latents of the estimator (``est.transform(spikes)``), or states of the true system: where to
         look, and the measure of distance. Rows with NaN are left out.
@@ -219,7 +220,9 @@ def find_fixed_points(
     _check("max_iter", max_iter, max_iter >= 1, "a number of steps >= 1")
     _check("bin_size", bin_size, bin_size is None or 0 < bin_size < np.inf, "seconds > 0, or None")
     states = as_rows("states", states)
-    space = as_state_space(system, states.shape[1], discrete=discrete, bin_width=bin_width)
+    space = as_state_space(
+        system, states.shape[1], states=states, discrete=discrete, bin_width=bin_width
+    )
     rng = _generator(random_state)
     radius = _radius(states)
     rows = rng.choice(len(states), n_starts, replace=n_starts > len(states))

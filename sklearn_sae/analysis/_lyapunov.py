@@ -110,7 +110,7 @@ def lyapunov_spectrum(
         raise ValueError(f"n_burn_in must be a number of bins >= 0 or None, got {n_burn_in!r}.")
     z = as_rows("state", state)
     n_runs, dim = z.shape
-    space = as_state_space(system, dim, discrete=discrete, bin_width=bin_width)
+    space = as_state_space(system, dim, states=z, discrete=discrete, bin_width=bin_width)
     directions = np.broadcast_to(np.eye(dim), (n_runs, dim, dim))
     growth = np.zeros((n_runs, dim))
     for t in range(n_burn_in + n_bins):

@@ -18,6 +18,7 @@ from .._base import BaseSAE
 from .._dynamics import NeuralODE
 from .._masked import refuse_masked
 from ..datasets import System
+from ..datasets._systems import central_differences, typical_scale
 
 __all__ = ["Array", "StateSpace", "as_rows", "as_state_space"]
 
@@ -63,10 +64,15 @@ def as_state_space(
     system: Any,
     dim: int,
     *,
+    states: Array | None = None,
     discrete: bool | None = None,
     bin_width: float | None = None,
 ) -> StateSpace:
-    """Wrap a fitted estimator, a true system, or a callable; parameters are copied, not shared."""
+    """Wrap a fitted estimator, a true system, or a callable; parameters are copied, not shared.
+
+    ``states`` ``(n, dim)`` say where it will be looked at, and on what scale it may vary; without
+    them it is unit scale, around zero.
+    """
     if bin_width is not None and not 0 < bin_width < np.inf:
         raise ValueError(
             f"bin_width must be a positive time or None, got {bin_width!r}. Give the system's own "
@@ -92,8 +98,8 @@ def as_state_space(
             "system must be a fitted NODESAE or RNNSAE, a system of sklearn_sae.datasets, or a "
             f"function of states (n, dim); got {system!r}."
         )
-    function, jacobian = _of_callable(system, dim)
     width = 1.0 if bin_width is None else bin_width
+    function, jacobian = _of_callable(system, dim, states, None if discrete else width)
     return _assemble(function, jacobian, bool(discrete), width, is_map=bool(discrete))
 
 
@@ -179,11 +185,15 @@ def _of_torch(function: Callable[[Tensor], Tensor]) -> tuple[Function, Function]
     return value, jacobian
 
 
-def _of_callable(function: Callable[[Any], Any], dim: int) -> tuple[Function, Function]:
+def _of_callable(
+    function: Callable[[Any], Any], dim: int, states: Array | None, bin_width: float | None
+) -> tuple[Function, Function]:
     if isinstance(function, torch.nn.Module):
         function = copy.deepcopy(function).double()
     # dim + 1 rows: a square batch would hide a transposed answer.
     probe = np.linspace(-1.0, 1.0, (dim + 1) * dim).reshape(dim + 1, dim)
+    if states is not None:
+        probe = np.resize(states, probe.shape)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy's, of what it makes of tensors
         try:
@@ -202,14 +212,17 @@ def _of_callable(function: Callable[[Any], Any], dim: int) -> tuple[Function, Fu
             "take states (n, dim) and return as many velocities (or next states) of the same shape."
         )
 
+    scale: Array = np.ones(dim)
+    if states is not None:
+        if not np.ptp(states, axis=0).any():
+            # Of one state, how far it moves in a bin is all that is known.
+            there = value(states[:1])
+            there = there if bin_width is None else states[:1] + bin_width * there
+            states = np.concatenate([states[:1], there])
+        scale = typical_scale(states)
+
     def jacobian(z: Array) -> Array:
-        columns = []
-        for j in range(dim):
-            h = np.zeros_like(z)
-            h[:, j] = 6e-6 * np.maximum(np.abs(z[:, j]), 1.0)
-            width = (z + h)[:, j] - (z - h)[:, j]
-            columns.append((value(z + h) - value(z - h)) / width[:, None])
-        return np.stack(columns, axis=-1)
+        return central_differences(value, z, scale)
 
     return value, jacobian
 

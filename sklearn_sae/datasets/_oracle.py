@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from .._masked import as_array
-from ._systems import Array, System
+from ._systems import Array, System, typical_scale
 
 _MAX_SUBSTEPS = 64
 
@@ -138,7 +138,7 @@ def _likelihood(
 def _substeps(system: System, truth: Array, bin_width: float) -> int:
     """Fewest steps per bin, by doubling, that reproduce known trajectories."""
     sample = truth[:: max(1, len(truth) // 100)]
-    scale = np.maximum(truth.std(axis=(0, 1)), 1e-12)
+    scale = typical_scale(truth.reshape(-1, truth.shape[-1]))
     substeps = 1
     while substeps <= _MAX_SUBSTEPS:
         z, _ = _rollout(system, sample[:, 0], truth.shape[1], bin_width, substeps)

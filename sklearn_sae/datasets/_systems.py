@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.optimize import root
 from .._masked import as_array
 
 Array = NDArray[np.floating]
+EPS = float(np.finfo(float).eps)
 
 
 class System:
@@ -88,7 +90,8 @@ class System:
     def jacobian(self, z: ArrayLike) -> Array:
         """Jacobian of the vector field, entry ``[..., i, j]`` being ``d flow_i / d z_j``.
 
-        Here by central differences (relative error about 1e-9); the named systems give it exactly.
+        Here by central differences (relative error about 1e-9), in steps that follow the range of
+        each variable in the two periods after `start`; the named systems give it exactly.
 
         Parameters
         ----------
@@ -100,17 +103,19 @@ class System:
         ndarray of shape (..., dim, dim)
             Jacobians.
         """
-        z = as_array("z", z, float)
-        columns = []
-        for j in range(self.dim):
-            h = np.zeros_like(z)
-            h[..., j] = 6e-6 * np.maximum(np.abs(z[..., j]), 1.0)
-            width = (z + h)[..., j] - (z - h)[..., j]
-            columns.append((self.flow(z + h) - self.flow(z - h)) / width[..., None])
-        return np.stack(columns, axis=-1)
+        return central_differences(self.flow, as_array("z", z, float), self._scale)
+
+    @cached_property
+    def _scale(self) -> Array:
+        """How far each variable ranges."""
+        try:
+            states = self.simulate(self.start, 71, self.period / 35)
+        except RuntimeError:  # it runs off to infinity
+            states = self.start[None]
+        return typical_scale(states)
 
     def fixed_points(self) -> Array:
-        """States where the vector field vanishes, to a residual below 1e-10.
+        """States where the vector field vanishes, to 1e-10 of its size or what rounding leaves.
 
         Here found by solving ``flow(z) = 0`` from 200 points of the trajectory, which finds those
         that the trajectory comes near; the named systems give all of theirs.
@@ -121,10 +126,16 @@ class System:
             In rising order of the first coordinate that differs; empty where there is none.
         """
         found: list[Array] = []
-        for z0 in self.trajectory(200, self.period / 10):
+        starts = self.trajectory(200, self.period / 10)
+        size = min(1.0, np.abs([self.flow(z) for z in (self.start, *starts[::20])]).max())
+        for z0 in starts:
             z = root(self.flow, z0, jac=self.jacobian, tol=1e-14).x
-            new = all(np.linalg.norm(z - other) > 1e-6 * (1 + np.linalg.norm(z)) for other in found)
-            if np.all(np.isfinite(z)) and np.abs(self.flow(z)).max() < 1e-10 and new:
+            if not np.all(np.isfinite(z)):
+                continue
+            rounding = 4 * EPS * (np.abs(self.jacobian(z)) @ np.abs(z)).max()
+            away = 1e-6 * (1 + np.linalg.norm((z - self.start) / self._scale))
+            new = all(np.linalg.norm((z - other) / self._scale) > away for other in found)
+            if new and np.abs(self.flow(z)).max() < 1e-10 * size + rounding:
                 found.append(z)
         return _sorted_rows(np.array(found).reshape(-1, self.dim))
 
@@ -208,6 +219,11 @@ class System:
     def _bin_width(self, bin_width: float | None) -> float:
         return self.period / self.points_per_period if bin_width is None else bin_width
 
+    @property
+    def _atol(self) -> float:
+        # A hook: what is small depends on the units of the states.
+        return self.tol
+
     def _rhs(self) -> Callable[[float, Array], Any]:
         # A hook: on one state of few dimensions, plain Python floats are several times faster.
         return lambda _, z: self.flow(z)
@@ -217,7 +233,7 @@ class System:
         # solve_ivp, whose every stage is a handful of NumPy calls on three numbers.
         states = np.empty((len(times), self.dim))
         solver = ode(self._rhs())
-        solver.set_integrator(self.solver, rtol=self.tol, atol=self.tol, nsteps=1_000_000)
+        solver.set_integrator(self.solver, rtol=self.tol, atol=self._atol, nsteps=1_000_000)
         solver.set_initial_value(z0, times[0] if len(times) else 0.0)
         for i, t in enumerate(times):
             states[i] = solver.integrate(t) if t > solver.t else solver.y
@@ -322,6 +338,10 @@ class CustomSystem(System):
         flat = [np.asarray(self._jacobian(state)) for state in z.reshape(-1, self.dim)]
         return np.array(flat).reshape(*z.shape, self.dim)
 
+    @property
+    def _atol(self) -> float:
+        return self.tol * (min(1.0, np.abs(self.start).max()) or 1.0)
+
     def _rhs(self) -> Callable[[float, Array], Any]:
         return lambda _, z: self._flow(z)
 
@@ -335,6 +355,34 @@ class CustomSystem(System):
         except Exception:
             return False
         return np.array_equal(together, [self._flow(z) for z in batch], equal_nan=True)
+
+
+def typical_scale(states: Array) -> Array:
+    """Standard deviation of each of the variables of states ``(n, dim)``.
+
+    Where there is none, as of a single state, all have that of the largest entry.
+    """
+    spread = np.where(np.ptp(states, axis=0) > 0, states.std(axis=0), 0.0)
+    if not spread.any():
+        return np.full(states.shape[1], np.abs(states).max() or 1.0)
+    # A variable that hardly moves would have steps that rounding in the others' units drowns.
+    return np.maximum(spread, 1e-6 * spread.max())
+
+
+def central_differences(function: Callable[[Array], Array], z: Array, scale: Array) -> Array:
+    """Jacobians ``(..., dim, dim)`` of a function of states ``(..., dim)``, which may be a batch.
+
+    The error of a step h of a function that varies over the scale s is about ``(h / s)^2``, that of
+    rounding ``eps max(|z|, s) / h``: h is where they are equal, but for constants.
+    """
+    columns = []
+    for j in range(z.shape[-1]):
+        h = np.zeros_like(z)
+        far = np.maximum(np.abs(z[..., j]) / scale[j], 1.0)
+        h[..., j] = scale[j] * np.maximum(np.cbrt(EPS * far), 4 * EPS * far)
+        width = (z + h)[..., j] - (z - h)[..., j]
+        columns.append((function(z + h) - function(z - h)) / width[..., None])
+    return np.stack(columns, axis=-1)
 
 
 def _sorted_rows(points: Array) -> Array:

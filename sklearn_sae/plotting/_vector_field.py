@@ -99,7 +99,7 @@ class VectorFieldDisplay:
         dim = states.shape[1]
         if dim < 2:
             raise ValueError("A plane needs states of at least 2 dimensions, got 1.")
-        space = as_state_space(self.system, dim)
+        space = as_state_space(self.system, dim, states=states)
         if plane is None:
             origin, axes = principal_axes(states, 2)
             labels = ["PC 1 (a.u.)", "PC 2 (a.u.)"]
