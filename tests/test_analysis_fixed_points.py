@@ -4,6 +4,7 @@ import copy
 
 import numpy as np
 import pytest
+import scipy
 import torch
 
 from sklearn_sae import NODESAE, RNNSAE
@@ -86,6 +87,40 @@ def test_kinds_of_flows_and_maps(matrix, kind):
         assert found.kinds.tolist() == [kind]
         np.testing.assert_allclose(found.points, 0, atol=1e-8)
         np.testing.assert_allclose(found.exponents, flow.exponents, atol=1e-7)
+
+
+TURN = 0.8 * np.array([[np.cos(1), np.sin(1)], [-np.sin(1), np.cos(1)]])
+
+
+@pytest.mark.parametrize(
+    ("multipliers", "kind"),
+    [
+        (np.diag([0.9, -0.5]), "stable flip"),
+        (np.diag([-0.9, -0.9]), "stable flip"),
+        (np.diag([1.2, -0.5]), "saddle flip"),
+        (np.diag([-1.2, 0.5]), "saddle flip"),
+        (np.diag([-1.2, 1.5]), "unstable flip"),
+        (np.diag([0.9, 0.0]), "stable node"),
+        (np.diag([0.9, -0.0]), "stable node"),
+        (np.diag([-1.0, 0.5]), "neutral"),
+        (TURN, "stable spiral"),
+        (-TURN, "stable spiral"),
+        (scipy.linalg.block_diag(TURN, -1.5), "saddle spiral"),
+    ],
+)
+def test_negative_multipliers_of_maps_are_flips(multipliers, kind):
+    dim = len(multipliers)
+    states = np.random.default_rng(0).normal(size=(50, dim))
+    basis = np.random.default_rng(1).normal(size=(dim, dim))
+    matrix = basis @ multipliers @ np.linalg.inv(basis)
+    found = find_fixed_points(lambda z: z @ matrix.T, states, discrete=True, random_state=0)
+    assert found.kinds.tolist() == [kind]
+    if kind.endswith("flip"):
+        assert found.frequencies.max() == pytest.approx(0.5)
+    # A fast turn of a flow is one, whatever it looks like from bin to bin.
+    rotation = np.array([[-0.1, np.pi], [-np.pi, -0.1]])
+    flow = find_fixed_points(lambda z: z @ rotation.T, states[:, :2], random_state=0)
+    assert flow.kinds.tolist() == ["stable spiral"]
 
 
 def test_frequency_and_time_constant():

@@ -100,6 +100,15 @@ def test_latent_trajectories_of_an_estimator_on_given_axes(est):
     assert np.isnan(display.lines_[0].get_xdata()).sum() == 4
 
 
+def test_fixed_point_of_every_kind():
+    states = np.random.default_rng(0).normal(size=(50, 2))
+    for diagonal, kind in (([-1.2, 0.5], "saddle flip"), ([-1.2, 1.5], "unstable flip")):
+        found = find_fixed_points(lambda z, d=diagonal: z * np.array(d), states, discrete=True)
+        display = FixedPointDisplay(found, states[None]).plot()
+        assert [str(point.get_label()) for point in display.points_] == [kind]
+        plt.close(display.figure_)
+
+
 def test_latent_trajectories_of_ragged_trials():
     trials = [np.ones((5, 2)), np.zeros((3, 2))]
     assert len(LatentTrajectoryDisplay(trials).plot().lines_[0].get_xdata()) == 10

@@ -49,7 +49,9 @@ class FixedPoints:
         Growth rates per bin: eigenvalue x bin width of a flow, log(multiplier) of a map.
     kinds : ndarray of str, of shape (n_points,)
         "stable node", "stable spiral", "saddle", "saddle spiral", "unstable node",
-        "unstable spiral"; "neutral" where nothing grows and something neither grows nor decays.
+        "unstable spiral"; "neutral" where nothing grows and something neither grows nor decays. Of
+        a map also "stable flip", "saddle flip", "unstable flip": a multiplier is real and negative,
+        and its mode changes sign in every bin (an oscillation of two bins). A spiral comes first.
     frequencies : ndarray of shape (n_points, dim)
         Cycles per bin, or per second (Hz) if ``bin_size`` was given.
     time_constants : ndarray of shape (n_points, dim)
@@ -279,7 +281,7 @@ def _describe(
         eigenvalues=eigenvalues,
         eigenvectors=eigenvectors,
         exponents=exponents,
-        kinds=np.array([_kind(x) for x in exponents], dtype="<U15"),
+        kinds=np.array([_kind(x, space.discrete) for x in exponents], dtype="<U15"),
         frequencies=np.abs(exponents.imag) / (2 * np.pi * seconds),
         time_constants=time_constants,
         outside=known["distances"] > 1,
@@ -288,17 +290,25 @@ def _describe(
     )
 
 
-def _kind(exponents: NDArray[np.complexfloating]) -> str:
+def _kind(exponents: NDArray[np.complexfloating], discrete: bool) -> str:
     finite = exponents[np.isfinite(exponents.real)]
     size = NEUTRAL * np.abs(finite).max(initial=0.0)
     grows, decays = (exponents.real > size).any(), (exponents.real < -size).any()
-    spirals = bool((np.abs(finite.imag) > size).any())
+    # Multipliers of nothing have the sign or the angle that rounding gave them.
+    turn = np.abs(finite.imag[(finite.real > np.log(NEUTRAL)) | (not discrete)])
+    # The logarithm of a negative multiplier is half a turn, but has no plane to turn in.
+    flips = (turn > np.pi * (1 - NEUTRAL)) & discrete
+    motion = ""
+    if ((turn > size) & ~flips).any():
+        motion = "spiral"
+    elif flips.any():
+        motion = "flip"
     if grows and decays:
-        return "saddle spiral" if spirals else "saddle"
+        return f"saddle {motion}".strip()
     if grows:
-        return "unstable spiral" if spirals else "unstable node"
+        return f"unstable {motion or 'node'}"
     if (exponents.real < -size).all():
-        return "stable spiral" if spirals else "stable node"
+        return f"stable {motion or 'node'}"
     return "neutral"
 
 

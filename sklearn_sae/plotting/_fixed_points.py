@@ -27,8 +27,8 @@ class FixedPointDisplay:
     """Fixed points by kind on the trajectories, with their unstable directions.
 
     Colour is stability (stable, saddle, unstable), shape is the motion (circle: node; square:
-    spiral; diamond: neither), hollow is a slow point. Lines through a point are the directions, or
-    planes, in which motion grows.
+    spiral; triangle: flip; diamond: none of them), hollow is a slow point. Lines through a point
+    are the directions, or planes, in which motion grows.
 
     Parameters
     ----------

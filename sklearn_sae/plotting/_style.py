@@ -20,7 +20,7 @@ DASHES = ("-", "--", ":", "-.")
 N_COLUMNS = 3
 TRUE, FOUND, QUIET = "#000000", "#D55E00", "#9AA5AD"
 KIND_COLOURS = {"stable": "#0072B2", "saddle": "#D55E00", "unstable": "#CC79A7", "neutral": "#666"}
-KIND_MARKERS = {"node": "o", "spiral": "s", "": "D"}
+KIND_MARKERS = {"node": "o", "spiral": "s", "flip": "^", "": "D"}
 
 
 def import_pyplot(display: str) -> Any:
