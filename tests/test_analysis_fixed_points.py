@@ -9,6 +9,7 @@ import torch
 
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae.analysis import find_fixed_points, match_fixed_points
+from sklearn_sae.analysis._matching import fit_alignment
 from sklearn_sae.analysis._state_space import as_state_space, integrate
 from sklearn_sae.datasets import Arneodo, Lorenz, MackeyGlass, Rossler
 
@@ -311,6 +312,38 @@ def test_matching_is_one_to_one_after_alignment():
     assert len(more.extra) == 2
     moved = match_fixed_points(found, true, (latents + 100.0, states))
     assert (moved.partner == -1).all()
+
+
+def test_alignment_keeps_bins_together():
+    system = Lorenz()
+    states = system.trajectory(300).reshape(3, 100, 3)
+    affine = np.array([[0.1, 0.3, 0.0], [-0.2, 0.1, 0.1], [0.0, 0.4, 0.2]])
+    latents = states @ affine + 1.0
+    expected = fit_alignment(latents, states)
+    holes, other_holes = latents.copy(), states.copy()
+    holes[0, :5], holes[1, 40, 1] = np.nan, np.inf
+    other_holes[2, -6:], other_holes[2, 10, 0] = np.nan, np.nan
+
+    def cut(trials):
+        return [trial[:n] for trial, n in zip(trials, (100, 80, 60), strict=True)]
+
+    for one, other in (
+        (holes, states),
+        (holes, other_holes),
+        (list(holes), [*other_holes]),
+        (cut(holes), cut(other_holes)),
+        (holes.reshape(300, 3), other_holes.reshape(300, 3)),
+    ):
+        found = fit_alignment(one, other)
+        np.testing.assert_allclose(found.coef_, expected.coef_, atol=1e-8)
+        np.testing.assert_allclose(found.intercept_, expected.intercept_, atol=1e-8)
+    with pytest.raises(
+        ValueError, match="same trials and bins, got 3 trials of 100 bins and 3 tri"
+    ):
+        fit_alignment(holes, cut(states))
+    with pytest.raises(ValueError, match="together hold no finite state"):
+        early = np.arange(100)[:, None] < 50
+        fit_alignment(np.where(early, np.nan, latents), np.where(early, states, np.nan))
 
 
 def test_repr_names_what_was_found():

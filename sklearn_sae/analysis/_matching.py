@@ -13,7 +13,7 @@ from sklearn.linear_model import LinearRegression
 
 from ..datasets import System
 from ._fixed_points import FixedPoints, find_fixed_points
-from ._state_space import Array, as_rows
+from ._state_space import Array, as_paired_rows
 
 __all__ = ["FixedPointMatch", "fit_alignment", "match_fixed_points"]
 
@@ -88,9 +88,9 @@ def match_fixed_points(
         Of the true system, from `find_fixed_points`; or the system, whose ``fixed_points()`` are
         taken.
     alignment : tuple (latents, states), regressor or None, default=None
-        Tuple: latents and true states of the same trials and bins, between which an affine map is
-        fitted by least squares. Regressor: fitted already, with ``predict``. None: both are in one
-        space.
+        Tuple: latents and true states of the same trials and bins, arrays or lists of trials,
+        between which an affine map is fitted by least squares; bins with NaN in either are left
+        out of both. Regressor: fitted already, with ``predict``. None: both are in one space.
     max_distance : float, default=1.0
         Points farther apart are not matched, in radii of the true attractor.
     bin_width : float, default=None
@@ -166,12 +166,8 @@ def match_fixed_points(
 
 def fit_alignment(latents: Any, states: Any) -> LinearRegression:
     """Affine map from latents to true states, by least squares."""
-    if np.shape(latents)[:-1] != np.shape(states)[:-1]:
-        raise ValueError(
-            "alignment must be latents and true states of the same trials and bins, got shapes "
-            f"{np.shape(latents)} and {np.shape(states)}."
-        )
-    return LinearRegression().fit(as_rows("latents", latents), as_rows("states", states))
+    names = ("the latents of alignment", "its true states")
+    return LinearRegression().fit(*as_paired_rows(names, latents, states))
 
 
 def _of_system(system: System, bin_width: float | None) -> FixedPoints:

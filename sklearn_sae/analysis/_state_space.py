@@ -20,7 +20,7 @@ from .._masked import refuse_masked
 from ..datasets import System
 from ..datasets._systems import central_differences, typical_scale
 
-__all__ = ["Array", "StateSpace", "as_rows", "as_state_space"]
+__all__ = ["Array", "StateSpace", "as_paired_rows", "as_rows", "as_state_space"]
 
 Array = NDArray[np.floating]
 Function = Callable[[Array], Array]
@@ -105,8 +105,27 @@ def as_state_space(
 
 def as_rows(name: str, states: ArrayLike) -> Array:
     """States ``(..., dim)``, or a list of trials, as finite rows ``(n, dim)`` of float64."""
+    rows = _all_rows(name, states)
+    return _chosen(name, rows, np.isfinite(rows).all(axis=1))
+
+
+def as_paired_rows(names: tuple[str, str], one: ArrayLike, other: ArrayLike) -> tuple[Array, Array]:
+    """Two sets of states of the same trials and bins, as the rows that are finite in both."""
+    layouts = _layout(one), _layout(other)
+    if layouts[0] != layouts[1]:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must be of the same trials and bins, got {layouts[0]} and "
+            f"{layouts[1]}."
+        )
+    rows = _all_rows(names[0], one), _all_rows(names[1], other)
+    finite = np.isfinite(rows[0]).all(axis=1) & np.isfinite(rows[1]).all(axis=1)
+    together = f"{names[0]} and {names[1]} together"
+    return _chosen(together, rows[0], finite), _chosen(together, rows[1], finite)
+
+
+def _all_rows(name: str, states: Any) -> Array:
     refuse_masked(name, states)
-    if isinstance(states, list | tuple) and len(states) and np.ndim(states[0]) == 2:
+    if _is_list_of_trials(states):
         array = np.concatenate([np.asarray(trial, dtype=float) for trial in states])
     else:
         array = np.asarray(states, dtype=float)
@@ -115,11 +134,30 @@ def as_rows(name: str, states: ArrayLike) -> Array:
             f"{name} must be states with dimensions on the last axis, (..., dim); got shape "
             f"{array.shape}."
         )
-    rows = array.reshape(-1, array.shape[-1])
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    if not len(rows):
-        raise ValueError(f"{name} holds no finite state; got shape {array.shape}.")
-    return rows
+    return array.reshape(-1, array.shape[-1])
+
+
+def _is_list_of_trials(states: Any) -> bool:
+    return isinstance(states, list | tuple) and len(states) > 0 and np.ndim(states[0]) == 2
+
+
+def _layout(states: Any) -> str:
+    """Numbers of trials and bins, in words that are equal if they are."""
+    if _is_list_of_trials(states):
+        lengths = [len(trial) for trial in states]
+    elif np.ndim(states) == 3:
+        lengths = [np.shape(states)[1]] * len(states)
+    else:
+        return f"shape {np.shape(states)[:-1]} of states"
+    if len(set(lengths)) == 1:
+        return f"{len(lengths)} trials of {lengths[0]} bins"
+    return f"{len(lengths)} trials of {lengths} bins"
+
+
+def _chosen(name: str, rows: Array, finite: NDArray[np.bool_]) -> Array:
+    if not finite.any():
+        raise ValueError(f"{name} hold no finite state, in {len(rows)} of them.")
+    return rows[finite]
 
 
 def _check_dim(name: str, expected: int, dim: int) -> None:
