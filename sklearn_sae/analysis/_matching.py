@@ -166,7 +166,7 @@ def match_fixed_points(
 
 def fit_alignment(latents: Any, states: Any) -> LinearRegression:
     """Affine map from latents to true states, by least squares."""
-    names = ("the latents of alignment", "its true states")
+    names = ("latents of alignment", "its true states")
     return LinearRegression().fit(*as_paired_rows(names, latents, states))
 
 

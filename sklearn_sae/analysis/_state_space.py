@@ -106,7 +106,7 @@ def as_state_space(
 def as_rows(name: str, states: ArrayLike) -> Array:
     """States ``(..., dim)``, or a list of trials, as finite rows ``(n, dim)`` of float64."""
     rows = _all_rows(name, states)
-    return _chosen(name, rows, np.isfinite(rows).all(axis=1))
+    return _chosen(name, rows, _finite(rows))
 
 
 def as_paired_rows(names: tuple[str, str], one: ArrayLike, other: ArrayLike) -> tuple[Array, Array]:
@@ -118,9 +118,13 @@ def as_paired_rows(names: tuple[str, str], one: ArrayLike, other: ArrayLike) -> 
             f"{layouts[1]}."
         )
     rows = _all_rows(names[0], one), _all_rows(names[1], other)
-    finite = np.isfinite(rows[0]).all(axis=1) & np.isfinite(rows[1]).all(axis=1)
+    finite = _finite(rows[0]) & _finite(rows[1])
     together = f"{names[0]} and {names[1]} together"
     return _chosen(together, rows[0], finite), _chosen(together, rows[1], finite)
+
+
+def _finite(rows: Array) -> NDArray[np.bool_]:
+    return np.asarray(np.isfinite(rows).all(axis=1))
 
 
 def _all_rows(name: str, states: Any) -> Array:
