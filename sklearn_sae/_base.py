@@ -51,6 +51,27 @@ COUNTED = [name for name, likelihood in LIKELIHOODS.items() if likelihood.of_cou
 #: What a fit that goes on from another learns of its own validation trials, if it has any.
 OF_THIS_FIT = ("init_scores_", "validation_scores_", "best_validation_score_")
 
+#: Parameters that decide what weights mean. Others may differ in a fit that goes on with them,
+#: among them how exactly the same differential equation is solved.
+STRUCTURAL = (
+    "n_latents",
+    "hidden_sizes",
+    "activation",
+    "time_scale",
+    "cell",
+    "residual",
+    "likelihood",
+    "n_inferred_inputs",
+    "inference",
+    "encoder_size",
+)
+#: Some of them do so only with a certain value of another, if there is that one.
+ONLY_WITH = {
+    "hidden_sizes": ("cell", "mlp"),
+    "activation": ("cell", "mlp"),
+    "encoder_size": ("inference", "amortized"),
+}
+
 LEARNED = (
     *OF_THIS_FIT,
     "model_",
@@ -118,6 +139,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         # leaves the estimator as it was.
         learner = copy.copy(self)
         continued = self.warm_start and hasattr(self, "model_")
+        if continued:
+            self._check_structure()
         of_counts = LIKELIHOODS[self.likelihood].of_counts
         trials = check_trials(learner, X, inputs, reset=not continued, of_counts=of_counts)
         device = check_device(self.device)
@@ -163,6 +186,20 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             Latents, as ``fit(X, inputs=inputs).transform(X, inputs=inputs)`` gives.
         """
         return self.fit(X, y, inputs=inputs).transform(X, inputs=inputs)
+
+    def _check_structure(self) -> None:
+        """Refuse to go on (``warm_start``) with parameters that give weights another meaning."""
+        old, new = self.model_.built_with, self.get_params(deep=False)
+        for name in STRUCTURAL:
+            other, value = ONLY_WITH.get(name, (None, None))
+            if name not in new or (other in new and new[other] != value):
+                continue
+            if not np.array_equal(old[name], new[name]):
+                raise ValueError(
+                    f"warm_start=True goes on with the weights of the last fit, which had "
+                    f"{name}={old[name]!r}; now {name}={new[name]!r}, with which they would mean "
+                    f"something else. Set {name} back, or set warm_start=False to start afresh."
+                )
 
     def _split(self, trials: Trials, seeds: list[int]) -> tuple[Trials, Trials | None]:
         """Trials to fit, and those to judge by when to stop or which model to keep."""
@@ -223,15 +260,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             ).T
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)
-        try:
-            model.load_state_dict(self.model_.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                "warm_start=True goes on with the weights of the last fit, but a parameter that "
-                "decides their shape was changed since (n_latents, hidden_sizes, encoder_size, "
-                "inference, likelihood, n_inferred_inputs or cell). Set it back, or set "
-                "warm_start=False to start afresh."
-            ) from error
+        model.load_state_dict(self.model_.state_dict())
         # Weights stay those of the last fit, the null model becomes that of these trials.
         self.null_rates_ = training.mean_counts()
         model.likelihood.relearn_null(training, self.null_rates_)
@@ -264,9 +293,11 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         if self.n_inputs_in_ or self.n_inferred_inputs:
             inputs = Inputs(self.n_latents, self.n_inputs_in_, self.n_inferred_inputs, generator)
         model = SequentialAutoencoder(dynamics, readout, likelihood, encoder, inputs)
-        model.built_with = self.get_params(deep=False)
+        parameters = self.get_params(deep=False)
         # The network does not depend on it, and an instance moves on.
-        model.built_with.pop("random_state", None)
+        parameters.pop("random_state", None)
+        # Copies, because a list may be changed in place.
+        model.built_with = copy.deepcopy(parameters)
         return model
 
     def _build_encoder(

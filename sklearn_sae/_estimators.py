@@ -220,7 +220,10 @@ class NODESAE(BaseSAE):
         Gain in ``score`` that counts, if ``early_stopping``.
 
     warm_start : bool, default=False
-        Go on from the previous fit's weights instead of starting afresh.
+        Go on from the previous fit's weights instead of starting afresh, with the data's own null
+        model. A change of what the weights mean is an error: ``n_latents``, ``hidden_sizes``,
+        ``activation``, ``time_scale``, ``likelihood``, ``n_inferred_inputs``, ``inference`` or
+        ``encoder_size``. The solver and its accuracy, and how training is done, may change.
 
     checkpoint_path : str, path-like or None, default=None
         File that ``fit`` writes its state to as it goes, and deletes when it is done. If it is
@@ -577,7 +580,10 @@ class RNNSAE(BaseSAE):
         Gain in ``score`` that counts, if ``early_stopping``.
 
     warm_start : bool, default=False
-        Go on from the previous fit's weights instead of starting afresh.
+        Go on from the previous fit's weights instead of starting afresh, with the data's own null
+        model. A change of what the weights mean is an error: ``n_latents``, ``cell``,
+        ``residual``, ``hidden_sizes``, ``activation``, ``likelihood``, ``n_inferred_inputs``,
+        ``inference`` or ``encoder_size``. How training is done may change.
 
     checkpoint_path : str, path-like or None, default=None
         File that ``fit`` writes its state to as it goes, and deletes when it is done. If it is

@@ -11,7 +11,16 @@ import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 
-from sklearn_sae import NODESAE, _base, _batches, _early_stopping, _inference, _readout, _validation
+from sklearn_sae import (
+    NODESAE,
+    RNNSAE,
+    _base,
+    _batches,
+    _early_stopping,
+    _inference,
+    _readout,
+    _validation,
+)
 from sklearn_sae._batches import Trials
 
 
@@ -90,22 +99,52 @@ def test_warm_start_takes_new_trials_and_new_parameters(node, spikes):
     assert len(node.training_initial_conditions_) == len(spikes)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"n_latents": 3},
-        {"hidden_sizes": (8,)},
-        {"inference": "amortized"},
-        {"likelihood": "negative_binomial"},
-    ],
-)
-def test_warm_start_refuses_what_changes_the_weights_shapes(node, spikes, change):
-    node.set_params(max_epochs=1).fit(spikes)
-    latents = node.transform(spikes)
-    node.set_params(warm_start=True, **change)
-    with pytest.raises(ValueError, match=rf"warm_start.*{next(iter(change))}"):
+STRUCTURES = [
+    (NODESAE(), {"n_latents": 4}),
+    (NODESAE(), {"hidden_sizes": (8,)}),
+    (NODESAE(), {"activation": "relu"}),
+    (NODESAE(), {"time_scale": 20.0}),
+    (NODESAE(), {"inference": "amortized"}),
+    (NODESAE(), {"likelihood": "negative_binomial"}),
+    (NODESAE(), {"n_inferred_inputs": 1}),
+    (NODESAE(inference="amortized"), {"encoder_size": 9}),
+    (RNNSAE(), {"n_latents": 4}),
+    (RNNSAE(), {"cell": "rnn"}),
+    (RNNSAE(), {"residual": 0.1}),
+    (RNNSAE(residual=0.1), {"residual": None}),
+    (RNNSAE(cell="mlp"), {"activation": "softplus"}),
+    (RNNSAE(cell="mlp"), {"hidden_sizes": (8, 8)}),
+]
+
+
+@pytest.mark.parametrize(("est", "change"), STRUCTURES, ids=str)
+def test_warm_start_refuses_what_changes_the_weights_meaning(est, change, spikes):
+    est = clone(est).set_params(max_epochs=1, hidden_sizes=(16,), random_state=0).fit(spikes)
+    latents = est.transform(spikes)
+    ((name, value),) = change.items()
+    said = rf"warm_start.* had {name}={getattr(est, name)!r}; now {name}={value!r}"
+    est.set_params(warm_start=True, **change)
+    with pytest.raises(ValueError, match=re.sub(r"([()])", r"\\\1", said)):
+        est.fit(spikes)
+    assert np.array_equal(est.transform(spikes), latents)
+
+
+def test_warm_start_sees_a_list_that_was_changed_in_place(node, spikes):
+    node.set_params(max_epochs=1, hidden_sizes=[16], warm_start=True).fit(spikes)
+    node.hidden_sizes.append(8)
+    with pytest.raises(ValueError, match=r"hidden_sizes=\[16\]; now hidden_sizes=\[16, 8\]"):
         node.fit(spikes)
-    assert np.array_equal(node.transform(spikes), latents)
+
+
+def test_warm_start_takes_parameters_that_weights_do_not_depend_on(node, rnn, spikes):
+    free = {"encoder_size": 3, "learning_rate": 1e-3, "clip_norm": None, "dropout": 0.1}
+    accuracy = {"step_size": 0.5, "rtol": 1e-4, "atol": 1e-4, "hidden_sizes": [16]}
+    node.set_params(max_epochs=1, warm_start=True).fit(spikes).set_params(**free, **accuracy)
+    # Those of a perceptron, and the cell has none.
+    rnn.set_params(max_epochs=1, warm_start=True).fit(spikes)
+    rnn.set_params(**free, hidden_sizes=(3,), activation="relu")
+    for est in (node, rnn):
+        assert len(est.fit(spikes).loss_curve_) == 2
 
 
 def test_warm_start_checks_the_neurons(node, spikes):
