@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable
+from types import FrameType
 
 import numpy as np
 import torch
@@ -85,6 +87,20 @@ LEARNED = (
 )
 
 
+def _is_one_of_many() -> bool:
+    """Whether joblib runs this, as it runs the fits of every search and cross-validation.
+
+    In a process of joblib's as in this one: the frames below are joblib's. A step of a pipeline is
+    run by its cache (``joblib.memory``), and the refit at the end of a search by no joblib at all.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "joblib.parallel":
+            return True
+        frame = frame.f_back
+    return False
+
+
 class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     FittedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metaclass=ABCMeta
 ):
@@ -121,6 +137,13 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         -------
         self : object
             The fitted estimator.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If training was interrupted (Ctrl-C); the model as it stands is kept. In a search, a
+            cross-validation or whatever else has joblib run its fits, KeyboardInterrupt is raised
+            instead, and ends them all.
         """
         if self.n_inferred_inputs and self.inference == "amortized":
             raise ValueError(
@@ -404,6 +427,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     if checkpoint is not None and record.epoch % self.checkpoint_every == 0:
                         checkpoint.write(state, record.epoch)
             except KeyboardInterrupt:
+                if _is_one_of_many():
+                    # The others should not go on either, nor this one be scored as if it were done.
+                    raise
                 finished = False
                 kept = "the model as it stands is kept"
                 if checkpoint is not None:

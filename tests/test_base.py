@@ -5,11 +5,21 @@ import pickle
 import re
 import warnings
 
+import joblib
 import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    cross_validate,
+    validation_curve,
+)
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from sklearn_sae import (
     NODESAE,
@@ -205,6 +215,54 @@ def test_ctrl_c_restores_the_best_epoch_so_far(node, spikes, monkeypatch):
         node.fit(spikes)
     assert len(node.validation_scores_) == 3
     assert node.best_validation_score_ == max(node.validation_scores_)
+
+
+MANY = {
+    "grid": lambda est, X: GridSearchCV(est, {"n_latents": [1, 2]}, cv=2).fit(X),
+    "halving": lambda est, X: HalvingGridSearchCV(
+        est, {"n_latents": [1, 2]}, cv=2, min_resources=12, random_state=0
+    ).fit(X),
+    "pipeline": lambda est, X: GridSearchCV(
+        make_pipeline(FunctionTransformer(), est), {"nodesae__n_latents": [1, 2]}, cv=2
+    ).fit(X),
+    "cross_validate": lambda est, X: cross_validate(est, X, cv=4),
+    "validation_curve": lambda est, X: validation_curve(
+        est, X, None, param_name="n_latents", param_range=[1, 2], cv=2
+    ),
+    "joblib": lambda est, X: joblib.Parallel()(joblib.delayed(clone(est).fit)(X) for _ in "ab"),
+}
+
+
+@pytest.mark.parametrize("search", list(MANY))
+def test_ctrl_c_ends_all_fits_of_a_search(node, spikes, monkeypatch, search, tmp_path):
+    node.set_params(max_epochs=2, checkpoint_path=tmp_path, checkpoint_every=1)
+    # Fits of 6 to 18 trials: in the second one.
+    raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=13)
+    with pytest.raises(KeyboardInterrupt):
+        MANY[search](node, spikes)
+    # What the one under way had done is there for the next search.
+    assert len([*tmp_path.glob("*.safetensors")]) == 1
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_ctrl_c_in_a_pipeline_keeps_the_model(node, spikes, monkeypatch, place):
+    steps = [FunctionTransformer()]
+    steps.insert(place, node.set_params(max_epochs=2))
+    pipeline = make_pipeline(*steps)
+    raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=4)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2"):
+        pipeline.fit(spikes)
+    assert np.isfinite(pipeline.transform(spikes)).all()
+
+
+def test_ctrl_c_in_the_last_fit_of_a_search_keeps_its_results(node, spikes, monkeypatch):
+    search = GridSearchCV(node.set_params(max_epochs=2), {"n_latents": [1, 2]}, cv=2)
+    # Four fits take two epochs of four batches each before.
+    raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=36)
+    with pytest.warns(ConvergenceWarning, match="interrupted in epoch 2"):
+        search.fit(spikes)
+    assert search.best_estimator_.n_iter_ == 1
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
 def test_a_loss_that_is_not_finite_names_the_epoch_and_what_to_lower(estimator, spikes):
