@@ -10,7 +10,7 @@ import torch
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae.analysis import find_fixed_points, match_fixed_points
 from sklearn_sae.analysis._matching import fit_alignment
-from sklearn_sae.analysis._state_space import as_state_space, integrate
+from sklearn_sae.analysis._state_space import as_state_space, compose, integrate
 from sklearn_sae.datasets import Arneodo, Lorenz, MackeyGlass, Rossler
 
 
@@ -279,11 +279,13 @@ def test_units_and_place_of_the_states_change_nothing(unit, offset):
 def test_integrated_jacobian_is_the_derivative_of_the_map():
     system, width = Lorenz(), 0.02
     z = system.trajectory(5)
-    after, jacobian = integrate(system.flow, system.jacobian, z, width)
+    after, jacobian = compose(integrate(system.flow, system.jacobian, z, width))
     np.testing.assert_allclose(after, system.simulate(z, 2, width)[:, 1], atol=1e-3)
     for j in range(3):
         h = 1e-6 * np.eye(3)[j]
-        ends = [integrate(system.flow, system.jacobian, z + s * h, width)[0] for s in (1, -1)]
+        ends = [
+            compose(integrate(system.flow, system.jacobian, z + s * h, width))[0] for s in (1, -1)
+        ]
         np.testing.assert_allclose(jacobian[:, :, j], (ends[0] - ends[1]) / 2e-6, atol=1e-5)
 
 

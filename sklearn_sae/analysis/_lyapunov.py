@@ -8,9 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ._state_space import Array, as_rows, as_state_space
+from ._state_space import Array, StateSpace, as_rows, as_state_space
 
 __all__ = ["LyapunovSpectrum", "lyapunov_spectrum"]
+
+#: A run is measured in so many stretches, so that their spread tells how well it is known.
+N_STRETCHES = 10
+#: Rounds of burn-in, of which two are the least.
+MOST_ROUNDS = 20
+#: By this share of the largest exponent, exponents may differ that count as the same.
+SAME = 1e-3
+#: A share of the largest exponent that counts as nothing.
+NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -26,7 +35,9 @@ class LyapunovSpectrum:
     standard_error : ndarray of shape (dim,)
         Of ``per_bin``, from the spread over runs; NaN for one run.
     kaplan_yorke_dimension : float
-        Dimension of the attractor by the Kaplan-Yorke formula.
+        Dimension of the attractor by the Kaplan-Yorke formula. A negative sum of exponents counts
+        as zero within two standard errors (from the spread over runs, or over stretches of a single
+        one), or if a difference in growth between two bins explains it: so a limit cycle has 1.
     n_runs, n_bins : int
         Runs, and bins of each that were measured.
     """
@@ -51,9 +62,10 @@ def lyapunov_spectrum(
     r"""Lyapunov exponents by QR decomposition along a free run.
 
     With :math:`J_t` the Jacobian of the one-bin map at the t-th state of the run, and
-    :math:`Q_{t+1} R_{t+1} = J_t Q_t`, the exponents are the means of :math:`\log |R_{ii}|` [1]_. An
-    estimator is stepped with its own solver; a vector field with Runge-Kutta of order 4 for states
-    and Jacobians together.
+    :math:`Q_{t+1} R_{t+1} = J_t Q_t`, the exponents are the means of :math:`\log |R_{ii}|` [1]_; a
+    long bin is taken in parts. :math:`Q_0` is random (always the same), as special directions may
+    be blind to others for long. An estimator is stepped with its own solver; a vector field with
+    Runge-Kutta of order 4 for states and Jacobians together.
 
     Parameters
     ----------
@@ -66,7 +78,8 @@ def lyapunov_spectrum(
         Bins to measure.
     n_burn_in : int, default=None
         Bins before that, in which the state comes to the attractor and Q turns into its
-        directions. None is a quarter of ``n_bins``, at least 100.
+        directions. None is a quarter of ``n_bins``, at least 100, and goes on, up to ten times
+        that, until two random Q measure the same exponents, which are those of the bins before.
     discrete : bool, default=None
         True for a callable that gives the next states rather than dz/dt.
     bin_width : float, default=None
@@ -105,52 +118,121 @@ def lyapunov_spectrum(
     """
     if n_bins < 1:
         raise ValueError(f"n_bins must be a number of bins >= 1, got {n_bins!r}.")
-    n_burn_in = max(100, n_bins // 4) if n_burn_in is None else n_burn_in
-    if n_burn_in < 0:
+    if n_burn_in is not None and n_burn_in < 0:
         raise ValueError(f"n_burn_in must be a number of bins >= 0 or None, got {n_burn_in!r}.")
     z = as_rows("state", state)
-    n_runs, dim = z.shape
-    space = as_state_space(system, dim, states=z, discrete=discrete, bin_width=bin_width)
-    directions = np.broadcast_to(np.eye(dim), (n_runs, dim, dim))
-    growth = np.zeros((n_runs, dim))
-    for t in range(n_burn_in + n_bins):
-        z, jacobian = space.step(z)
-        if not (np.isfinite(z).all() and np.isfinite(jacobian).all()):
-            run = int(np.flatnonzero(~np.isfinite(z).all(axis=1)).min(initial=n_runs - 1))
-            raise FloatingPointError(
-                f"Run {run} grew without bound by bin {t + 1}: from its state there is no "
-                "attractor to measure. Start on the attractor, for example at latents of "
-                "transform, or fit the model for longer."
-            )
-        directions, stretch = np.linalg.qr(jacobian @ directions)
-        if t >= n_burn_in:
-            with np.errstate(divide="ignore"):
-                growth += np.log(np.abs(np.diagonal(stretch, axis1=1, axis2=2)))
-    per_run = growth / n_bins
-    per_bin = np.sort(per_run.mean(axis=0))[::-1]
-    error = np.full(dim, np.nan)
-    if n_runs > 1:
-        error = per_run.std(axis=0, ddof=1)[np.argsort(-per_run.mean(axis=0))] / np.sqrt(n_runs)
+    space = as_state_space(system, z.shape[1], states=z, discrete=discrete, bin_width=bin_width)
+    runs = _Runs(space, z)
+    if n_burn_in is None:
+        _burn_in(runs, max(50, n_bins // 8))
+    else:
+        runs.grow(n_burn_in, n_sets=1)
+    growth = runs.grow(n_bins, n_sets=1)[:, 0] / n_bins
+    per_run = growth.sum(axis=0)
+    order = np.argsort(-per_run.mean(axis=0))
+    per_run, growth = per_run[:, order], growth[:, :, order]
+    per_bin = per_run.mean(axis=0)
+    # Of one run, as many stretches of it take the place of runs.
+    samples = per_run if len(per_run) > 1 else growth[:, 0] * len(growth)
+    errors = 2 * np.nan_to_num(_standard_error(samples.cumsum(axis=1)))
+    # Where growth only comes and goes, it may not be back where it was when the run ends.
+    errors = np.maximum(errors, runs.spread[order].cumsum() / n_bins)
     width = space.bin_width if bin_width is None else bin_width
     return LyapunovSpectrum(
         per_bin=per_bin,
         per_time=per_bin / width,
-        standard_error=error,
-        kaplan_yorke_dimension=kaplan_yorke(per_bin),
-        n_runs=n_runs,
+        standard_error=_standard_error(per_run),
+        kaplan_yorke_dimension=kaplan_yorke(per_bin, errors),
+        n_runs=len(per_run),
         n_bins=int(n_bins),
     )
 
 
-def kaplan_yorke(exponents: Array) -> float:
+class _Runs:
+    """Free runs, and two sets of directions that are carried along each."""
+
+    def __init__(self, space: StateSpace, z: Array) -> None:
+        self.space, self.z = space, z
+        rng = np.random.default_rng(0)
+        self.directions = np.linalg.qr(rng.standard_normal((2, *z.shape, z.shape[1])))[0]
+        self.n_bins = 0
+        #: How much more a direction grew in one bin than in another, at most.
+        self.spread = np.zeros(z.shape[1])
+
+    def grow(self, n_bins: int, n_sets: int = 2) -> Array:
+        """Advance; logarithms of growth, (n_stretches, n_sets, n_runs, dim)."""
+        n_stretches = max(1, min(N_STRETCHES, n_bins))
+        growth = np.zeros((n_stretches, n_sets, *self.z.shape))
+        directions = self.directions[:n_sets]
+        low, high = np.full(self.z.shape, np.inf), np.full(self.z.shape, -np.inf)
+        for t in range(n_bins):
+            self.n_bins += 1
+            logs = np.zeros(growth.shape[1:])
+            for z, jacobian in self.space.parts(self.z):
+                self.z = z
+                self._check(jacobian)
+                directions, stretch = np.linalg.qr(jacobian @ directions)
+                with np.errstate(divide="ignore"):
+                    logs += np.log(np.abs(np.diagonal(stretch, axis1=-2, axis2=-1)))
+            growth[t * n_stretches // n_bins] += logs
+            low, high = np.minimum(low, logs[0]), np.maximum(high, logs[0])
+        with np.errstate(invalid="ignore"):  # of directions that are lost, and grow by -inf
+            self.spread = np.nan_to_num(high - low).max(axis=0)
+        self.directions = directions
+        return growth
+
+    def _check(self, jacobian: Array) -> None:
+        if np.isfinite(self.z).all() and np.isfinite(jacobian).all():
+            return
+        n_runs = len(self.z)
+        run = int(np.flatnonzero(~np.isfinite(self.z).all(axis=1)).min(initial=n_runs - 1))
+        raise FloatingPointError(
+            f"Run {run} grew without bound by bin {self.n_bins}: from its state there is no "
+            "attractor to measure. Start on the attractor, for example at latents of "
+            "transform, or fit the model for longer."
+        )
+
+
+def _burn_in(runs: _Runs, n_bins: int) -> None:
+    """Rounds of ``n_bins``, until they measure what the round before and the other set do."""
+    before = runs.grow(n_bins)
+    for _ in range(MOST_ROUNDS - 1):
+        now = runs.grow(n_bins)
+        if _agree(before, now, n_bins):
+            break
+        before = now
+
+
+def _agree(before: Array, now: Array, n_bins: int) -> bool:
+    with np.errstate(invalid="ignore"):
+        one, other = now.sum(axis=0) / n_bins
+        apart = np.abs(one - other).mean(axis=0)
+        samples = [x[:, 0].reshape(-1, x.shape[-1]) * len(x) / n_bins for x in (before, now)]
+        drift = np.abs(samples[1].mean(axis=0) - samples[0].mean(axis=0))
+        chance = np.hypot(*(_standard_error(x) for x in samples))
+        same = SAME * np.abs(one[np.isfinite(one)]).max(initial=0.0)
+        return bool(not (apart > same).any() and not (drift > 3 * chance + same).any())
+
+
+def _standard_error(samples: Array) -> Array:
+    """Of the mean of samples ``(n, dim)``; NaN of one."""
+    if len(samples) < 2:
+        return np.full(samples.shape[1], np.nan)
+    with np.errstate(invalid="ignore"):
+        return samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+
+
+def kaplan_yorke(exponents: Array, errors: Array | float = 0.0) -> float:
     """D = j + (sum of the j largest) / |the next|, with j the most whose sum is not negative [2]_.
 
-    Exponents are in falling order. 0 if all are negative, all of them if none is needed.
+    Exponents are in falling order. 0 if all are negative, all of them if none is needed. A sum
+    that is below zero by no more than its error is zero.
     """
     sums = np.cumsum(exponents)
-    n_growing = int((sums >= 0).cumprod().sum())
+    nothing = NOTHING * np.abs(exponents[np.isfinite(exponents)]).max(initial=0.0)
+    n_growing = int((sums >= -np.maximum(errors, nothing)).cumprod().sum())
     if n_growing == 0:
         return 0.0
     if n_growing == len(exponents):
         return float(len(exponents))
-    return float(n_growing + sums[n_growing - 1] / abs(exponents[n_growing]))
+    return float(n_growing + max(sums[n_growing - 1], 0.0) / abs(exponents[n_growing]))

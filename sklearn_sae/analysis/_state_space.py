@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,13 @@ __all__ = ["Array", "StateSpace", "as_paired_rows", "as_rows", "as_state_space"]
 
 Array = NDArray[np.floating]
 Function = Callable[[Array], Array]
+Parts = Callable[[Array], Iterator[tuple[Array, Array]]]
 
 #: A Runge-Kutta substep times the largest Jacobian norm: local errors stay below 0.5^5 / 120.
 LONGEST_SUBSTEP = 0.5
+#: Of these substeps a part of a bin has so many at most: directions in it then grow or decay by
+#: less than exp(8), and their product has digits to spare.
+MOST_SUBSTEPS = 16
 
 
 @dataclass(frozen=True)
@@ -34,13 +38,14 @@ class StateSpace:
     """Dynamics on states ``(n, dim)``.
 
     ``function`` is the vector field, or the one-bin map if ``discrete``; ``jacobian`` its
-    derivative ``(n, dim, dim)``. ``step`` advances by one bin and gives that map's Jacobian too.
-    ``bin_width`` is the time in a bin, in that of ``function``.
+    derivative ``(n, dim, dim)``. ``parts`` advance by one bin, in as many parts as it takes for
+    the Jacobian of each to keep its digits: the states after it, and that. ``bin_width`` is the
+    time in a bin, in that of ``function``.
     """
 
     function: Function
     jacobian: Function
-    step: Callable[[Array], tuple[Array, Array]]
+    parts: Parts
     discrete: bool
     bin_width: float
 
@@ -158,7 +163,7 @@ def _layout(states: Any) -> str:
     return f"{len(lengths)} trials of {lengths} bins"
 
 
-def _chosen(name: str, rows: Array, finite: NDArray[np.bool_]) -> Array:
+def _chosen(name: str, rows: Array, finite: Any) -> Array:
     if not finite.any():
         raise ValueError(f"{name} hold no finite state, in {len(rows)} of them.")
     return rows[finite]
@@ -175,22 +180,21 @@ def _check_dim(name: str, expected: int, dim: int) -> None:
 def _of_estimator(estimator: BaseSAE, dim: int, discrete: bool | None) -> StateSpace:
     check_is_fitted(estimator)
     _check_dim(type(estimator).__name__, estimator._n_fitted_latents, dim)
-    dynamics = copy.deepcopy(estimator.model_.dynamics).double()
+    dynamics = copy.deepcopy(estimator.model_.dynamics).double().requires_grad_(False)
 
-    def step(z: Array) -> tuple[Array, Array]:
-        with torch.no_grad():
-            columns = torch.from_numpy(np.ascontiguousarray(z.T))
-            after, jacobian = dynamics.step(columns), dynamics.step_jacobian(columns)
-        return after.numpy().T, jacobian.permute(2, 0, 1).numpy()
+    def parts(z: Array) -> Iterator[tuple[Array, Array]]:
+        columns = torch.from_numpy(np.ascontiguousarray(z.T))
+        for after, jacobian in dynamics.parts(columns):
+            yield after.numpy().T, jacobian.permute(2, 0, 1).numpy()
 
     if isinstance(dynamics, NeuralODE) and not discrete:
-        return StateSpace(*_of_neural_ode(dynamics), step, False, 1.0)
+        return StateSpace(*_of_neural_ode(dynamics), parts, False, 1.0)
     if discrete is False:
         raise ValueError(
             f"discrete=False asks for a vector field, but {type(estimator).__name__} has none: its "
             "dynamics are a one-bin map. Leave discrete=None."
         )
-    return StateSpace(lambda z: step(z)[0], lambda z: step(z)[1], step, True, 1.0)
+    return _map_of(parts, 1.0)
 
 
 def _of_neural_ode(dynamics: NeuralODE) -> tuple[Function, Function]:
@@ -272,29 +276,61 @@ def _of_callable(
 def _assemble(
     function: Function, jacobian: Function, discrete: bool, bin_width: float, *, is_map: bool
 ) -> StateSpace:
-    if is_map:
-        return StateSpace(function, jacobian, lambda z: (function(z), jacobian(z)), True, bin_width)
+    def parts(z: Array) -> Iterator[tuple[Array, Array]]:
+        if is_map:
+            yield function(z), jacobian(z)
+        else:
+            yield from integrate(function, jacobian, z, bin_width)
 
-    def step(z: Array) -> tuple[Array, Array]:
-        return integrate(function, jacobian, z, bin_width)
-
-    if discrete:
-        return StateSpace(lambda z: step(z)[0], lambda z: step(z)[1], step, True, bin_width)
-    return StateSpace(function, jacobian, step, False, bin_width)
+    if discrete and not is_map:
+        return _map_of(parts, bin_width)
+    return StateSpace(function, jacobian, parts, discrete, bin_width)
 
 
-def integrate(flow: Function, jacobian: Function, z: Array, duration: float) -> tuple[Array, Array]:
-    """Advance states and their variational equation J' = Df(z) J by Runge-Kutta of order 4."""
-    stiffness = np.nan_to_num(np.linalg.norm(jacobian(z), axis=(1, 2))).max()
-    n_substeps = max(1, int(np.ceil(duration * min(stiffness / LONGEST_SUBSTEP, 1e5))))
-    h = duration / n_substeps
-    chain = np.broadcast_to(np.eye(z.shape[1]), (*z.shape, z.shape[1]))
-    for _ in range(n_substeps):
-        stage, stage_chain = z, chain
-        dz, dchain = np.zeros_like(z), np.zeros_like(chain)
-        for share, weight in ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6)):
-            k, k_chain = flow(stage), jacobian(stage) @ stage_chain
-            dz, dchain = dz + h * weight * k, dchain + h * weight * k_chain
-            stage, stage_chain = z + h * share * k, chain + h * share * k_chain
-        z, chain = z + dz, chain + dchain
+def _map_of(parts: Parts, bin_width: float) -> StateSpace:
+    """The one-bin map that is made of these parts."""
+    return StateSpace(
+        lambda z: compose(parts(z))[0], lambda z: compose(parts(z))[1], parts, True, bin_width
+    )
+
+
+def compose(parts: Iterator[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """States after all parts, and the Jacobian of all."""
+    z, chain = next(parts)
+    for z, jacobian in parts:  # noqa: B007
+        chain = jacobian @ chain
     return z, chain
+
+
+def integrate(
+    flow: Function, jacobian: Function, z: Array, duration: float
+) -> Iterator[tuple[Array, Array]]:
+    """Advance states and their variational equation J' = Df(z) J by Runge-Kutta of order 4.
+
+    Every state takes steps of its own, so that it does not matter which others there are.
+    """
+    left = np.full(len(z), float(duration))
+    while (left > 0).any():
+        stiffness = np.linalg.norm(jacobian(z), axis=(1, 2))
+        # Where a state is lost, at infinity or beyond, any step will do.
+        rate = np.clip(np.nan_to_num(stiffness / LONGEST_SUBSTEP), 1e-300, 1e5)
+        span = np.minimum(left, MOST_SUBSTEPS / rate)
+        n_substeps = np.ceil(span * rate).clip(1)
+        chain: Array = np.broadcast_to(np.eye(z.shape[1]), (*z.shape, z.shape[1]))
+        for i in range(int(n_substeps.max())):
+            h = np.where(i < n_substeps, span / n_substeps, 0.0)
+            z, chain = _runge_kutta(flow, jacobian, z, chain, h[:, None])
+        left = left - span
+        yield z, chain
+
+
+def _runge_kutta(
+    flow: Function, jacobian: Function, z: Array, chain: Array, h: Array
+) -> tuple[Array, Array]:
+    stage, stage_chain = z, chain
+    dz, dchain = np.zeros_like(z), np.zeros_like(chain)
+    for share, weight in ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6)):
+        k, k_chain = flow(stage), jacobian(stage) @ stage_chain
+        dz, dchain = dz + h * weight * k, dchain + h[..., None] * weight * k_chain
+        stage, stage_chain = z + h * share * k, chain + h[..., None] * share * k_chain
+    return z + dz, chain + dchain
