@@ -74,7 +74,9 @@ def test_a_random_state_of_another_generator_is_refused():
 
 
 @pytest.mark.parametrize(
-    "value", [object(), {"a": 1}, {1}, 1j, np.complex64(1), np.array(["a"]), b"bytes"], ids=repr
+    "value",
+    [object(), {"a": 1}, {1}, 1j, np.complex64(1), np.array(["a"]), b"bytes"],
+    ids=lambda value: type(value).__name__,
 )
 def test_what_json_cannot_hold_is_refused(value):
     with pytest.raises(TypeError, match=f"is a {type(value).__name__}; a file holds"):
