@@ -254,7 +254,7 @@ def test_forecast_is_predict_on_unobserved_bins_to_come(fitted, spikes):
 def test_a_state_has_one_successor_whichever_way_it_is_asked_for(spikes, solver, adjoint):
     spikes = spikes[:10]
     model = NODESAE(n_latents=2, hidden_sizes=(8,), max_epochs=1, random_state=0, device="cpu")
-    model.set_params(solver=solver, adjoint=adjoint).fit(spikes)
+    model.set_params(solver=solver, adjoint=adjoint, max_refine_iter=2).fit(spikes)
     with torch.no_grad():  # fast enough for trials to differ in the steps that they need
         model.model_.dynamics.mlp.weights[-1].mul_(60)
     latents = model.transform(spikes)
