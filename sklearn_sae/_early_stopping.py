@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._batches import Batch, Trials
 from ._inference import best_start, refine, trials_at_once
-from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
+from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 from ._model import SequentialAutoencoder
 from ._prior import Prior
 from ._training import Record
@@ -61,7 +61,8 @@ class ValidationScore:
             yield self._only
             return
         size = trials_at_once(self.model, self.trials.n_bins)
-        for batch in self.trials.chunks(size, self.null_rates.device):
+        for trials in self.trials.chunks(size, self.null_rates.device):
+            batch = without_silent(self.model.likelihood, self.null_rates, trials)
             found = batch, hidden_entries(batch, SCORE_FRACTION)
             if len(batch) == len(self.trials):
                 self._only = found

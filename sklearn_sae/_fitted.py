@@ -15,7 +15,7 @@ from torch import Tensor
 from ._batches import Batch, Trials
 from ._inference import best_start, refine, trials_at_once
 from ._inputs import Inputs
-from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries
+from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 from ._model import SequentialAutoencoder
 from ._prior import Prior
 from ._torch_state import own_torch_state
@@ -63,6 +63,8 @@ class FittedMixin:
         ----------
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts; NaN = not observed. The number of bins may differ from that in ``fit``.
+            Counts of neurons that never fired in ``fit`` are taken as not observed, here and in all
+            methods: the model knows nothing of them.
         return_std : bool, default=False
             Return standard deviations too; only if ``inference="semi-amortized"``. They hold what
             the trial's spikes leave open (Laplace approximation) and the error of the model
@@ -424,12 +426,12 @@ class FittedMixin:
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         yield from self._chunks(model, trials, device, n_ahead)
 
-    @staticmethod
     def _chunks(
-        model: SequentialAutoencoder, trials: Trials, device: torch.device, n_ahead: int = 0
+        self, model: SequentialAutoencoder, trials: Trials, device: torch.device, n_ahead: int = 0
     ) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
+        null_rates = self._null_rates(device)
         for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
-            yield model, batch
+            yield model, without_silent(model.likelihood, null_rates, batch)
 
     def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
         """Causes ``(n_causes, n_trials)``."""

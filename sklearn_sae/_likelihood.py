@@ -11,7 +11,7 @@ from torch import Tensor
 from ._batches import Batch
 from ._likelihoods import Likelihood
 
-__all__ = ["bits_gained", "hidden_entries", "log_likelihood", "mean_loss"]
+__all__ = ["bits_gained", "hidden_entries", "log_likelihood", "mean_loss", "without_silent"]
 
 SCORE_SEED = 0
 SCORE_FRACTION = 0.2
@@ -53,6 +53,18 @@ def hidden_entries(batch: Batch, fraction: float) -> Tensor:
         rng = np.random.default_rng([SCORE_SEED, int(row)])
         hide.flat[rng.permutation(entries)[:n_hidden]] = True
     return torch.from_numpy(hidden.transpose(1, 2, 0)).to(batch.counts.device)
+
+
+def without_silent(likelihood: Likelihood, null_rates: Tensor, batch: Batch) -> Batch:
+    """The batch without counts of neurons that were silent in ``fit``: they count as unobserved.
+
+    What the model knows of such a neuron is that it never fires, so that a single spike of it would
+    pull the latents anywhere. Of other data a mean of zero says nothing.
+    """
+    silent = null_rates == 0
+    if not likelihood.of_counts or not silent.any():
+        return batch
+    return batch.hide(silent[:, None].expand_as(batch.counts))
 
 
 def bits_gained(

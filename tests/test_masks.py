@@ -12,6 +12,7 @@ from sklearn_sae import NODESAE
 from sklearn_sae._batches import Trials
 from sklearn_sae._dynamics import SOLVERS
 from sklearn_sae._likelihood import hidden_entries
+from sklearn_sae._validation import check_seeds
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +284,64 @@ def test_the_step_integrates_the_vector_field_over_one_bin(node, spikes, solver)
         for _ in range(100):
             expected += 0.01 * field(expected + 0.005 * field(expected))
     np.testing.assert_allclose(node.step(z), expected, atol=1e-4)
+
+
+# --- neurons that never fired in fit -------------------------------------------------------------
+
+SILENT = [1, 4]
+
+
+def with_silent(spikes, value):
+    """The trials with other counts of the neurons that the fits below never saw fire."""
+    changed = spikes.astype(float)
+    changed[:, :, SILENT] = value
+    return changed
+
+
+ANSWERS = {
+    "initial_conditions": lambda est, X: est.initial_conditions(X),
+    "transform": lambda est, X: est.transform(X),
+    "transform, list": lambda est, X: np.concatenate(est.transform([*X])),
+    "predict": lambda est, X: est.predict(X),
+    "score": lambda est, X: est.score(X),
+    "forecast": lambda est, X: est.forecast(X, 3),
+}
+WITH_STD = {
+    "transform, std": lambda est, X: np.stack(est.transform(X, return_std=True)),
+    "predict, std": lambda est, X: np.stack(est.predict(X, return_std=True)),
+}
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+def test_neurons_silent_in_fit_count_as_unobserved(estimator, spikes, likelihood):
+    estimator.set_params(max_epochs=3, likelihood=likelihood).fit(with_silent(spikes, 0)[:18])
+    methods = ANSWERS | (WITH_STD if estimator.inference == "semi-amortized" else {})
+    unobserved, loud = with_silent(spikes, np.nan)[18:], with_silent(spikes, 5)[18:]
+    for name, answer in methods.items():
+        expected = answer(estimator, unobserved)
+        assert np.isfinite(expected).all()
+        np.testing.assert_array_equal(answer(estimator, loud), expected, err_msg=name)
+
+
+def test_a_signal_whose_mean_is_zero_is_observed(node, spikes):
+    signals = with_silent(spikes - spikes.mean(), 0)
+    node.set_params(max_epochs=3, likelihood="gaussian").fit(signals[:18])
+    z0 = node.initial_conditions(signals[18:])
+    assert np.abs(z0 - node.initial_conditions(with_silent(signals, 5)[18:])).max() > 1e-3
+
+
+@pytest.mark.parametrize("settings", [{"early_stopping": True}, {"n_init": 2}])
+def test_models_are_not_judged_by_neurons_silent_in_fit(estimator, spikes, settings):
+    estimator.set_params(max_epochs=12, **settings)
+    trials = Trials(np.zeros((len(spikes), 1, 1)), has_missing=False)
+    held_out = estimator._split(trials, check_seeds(0, 2))[1].rows
+    scores = []
+    for value in (np.nan, 5):
+        data = with_silent(spikes, 0)
+        data[held_out] = with_silent(spikes, value)[held_out]
+        estimator.fit(data)
+        scores.append(getattr(estimator, "init_scores_", None))
+        if estimator.early_stopping:
+            scores[-1] = estimator.validation_scores_
+    assert len(scores[0]) > 1 and np.isfinite(scores[0]).all()
+    np.testing.assert_array_equal(*scores)
