@@ -84,6 +84,8 @@ LEARNED = (
     "null_dispersion_",
     "noise_variance_",
     "null_variance_",
+    "signal_mean_",
+    "signal_scale_",
 )
 
 
@@ -175,6 +177,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         training, validation = self._split(trials, seeds)
 
         learner._forget(OF_THIS_FIT if continued else LEARNED)
+        if not of_counts:
+            learner._learn_units(training, validation, continued)
         members = [learner._member(training, seed, continued, device) for seed in seeds]
         watch = (learner._early_stopping(member, validation, device) for member in members)
         state = FitState(
@@ -224,6 +228,17 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     f"something else. Set {name} back, or set warm_start=False to start afresh."
                 )
 
+    def _learn_units(self, training: Trials, validation: Trials | None, continued: bool) -> None:
+        """Let signals be read around their mean, in units of their standard deviation."""
+        if continued:
+            training.units = self._units
+        else:
+            training.learn_units()
+            assert training.units is not None
+            self.signal_mean_, self.signal_scale_ = training.units
+        if validation is not None:
+            validation.units = training.units
+
     def _split(self, trials: Trials, seeds: list[int]) -> tuple[Trials, Trials | None]:
         """Trials to fit, and those to judge by when to stop or which model to keep."""
         if not self.early_stopping and len(seeds) == 1:
@@ -257,7 +272,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> tuple[SequentialAutoencoder, Tensor]:
         self.null_rates_ = training.mean_counts()
         likelihood = LIKELIHOODS[self.likelihood](training.n_neurons)
-        likelihood.learn_null(training, self.null_rates_)
+        likelihood.learn_null(training, self._in_units_of_model(self.null_rates_))
         model = self._build_model(generator, likelihood)
         weight, z0 = pca_start(
             training,
@@ -286,7 +301,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         model.load_state_dict(self.model_.state_dict())
         # Weights stay those of the last fit, the null model becomes that of these trials.
         self.null_rates_ = training.mean_counts()
-        model.likelihood.relearn_null(training, self.null_rates_)
+        model.likelihood.relearn_null(training, self._in_units_of_model(self.null_rates_))
         return model, causes.contiguous()
 
     def _causes_in_last_fit(self, batch: Batch, training: Trials) -> Tensor:
@@ -328,7 +343,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> Encoder | None:
         if self.inference != "amortized":
             return None
-        mean_counts = torch.from_numpy(self.null_rates_).float()
+        mean_counts = torch.from_numpy(self._in_units_of_model(self.null_rates_)).float()
         if generator is None:
             mean_counts = mean_counts.to("meta")
         return Encoder(
@@ -471,7 +486,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self.model_variance_ = model_variance(member.model, training, causes)
         self.model_ = member.model.cpu().requires_grad_(False)
         for name, values in self.model_.likelihood.learned().items():
-            setattr(self, name, values)
+            # Of signals, variances; of counts, dispersions, which have no unit.
+            unit = 1.0 if self._units is None else self.signal_scale_**2
+            setattr(self, name, values * unit)
         self.loss_curve_ = state.loss_curves[best]
         if state.stoppers:
             self.validation_scores_ = state.stoppers[best].scores

@@ -20,6 +20,8 @@ __all__ = ["Batch", "Trials"]
 
 #: Entries read together, so that a memory map is never loaded whole.
 CHUNK = 8_000_000
+#: A signal whose standard deviation is below so many steps of its dtype has lost its digits.
+COARSEST = 100
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ class Trials:
         self.is_list = not isinstance(data, np.ndarray)
         self.has_missing = has_missing
         self.n_neurons: int = data[0].shape[-1]
+        #: Of Gaussian signals, ``(centre, scale)`` of the neurons in float64: what is read is in
+        #: these units, so that no digit is lost when it becomes float32.
+        self.units: tuple[np.ndarray, np.ndarray] | None = None
         # An array's trials are all equally long.
         self.n_bins: int = max(map(len, data))
         self.inputs = inputs
@@ -127,8 +132,20 @@ class Trials:
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Counts ``(n_rows, n_bins, n_neurons)`` and their mask, None if all were observed.
 
-        Counts are zero where they were not.
+        Counts are zero where they were not. Those of Gaussian signals are in ``units``.
         """
+        counts, observed = self.stored(rows, n_bins)
+        if self.units is not None:
+            centre, scale = self.units
+            counts = (counts - centre) / scale  # float64, whatever the data are
+            if observed is not None:
+                counts[~observed] = 0.0
+        return counts, observed
+
+    def stored(
+        self, rows: np.ndarray, n_bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The same in the units of the data."""
         if not self.is_list:
             counts = self.data[rows, :n_bins]
             if not self.has_missing:
@@ -167,19 +184,49 @@ class Trials:
         n_observed = np.zeros(self.n_neurons)
         for start in range(0, len(self), 256):
             rows = np.arange(start, min(start + 256, len(self)))
-            counts, observed = self.read(rows)
+            counts, observed = self.stored(rows)
             total += counts.sum(axis=(0, 1), dtype=np.float64)
             n_observed += (
                 counts.shape[0] * counts.shape[1] if observed is None else observed.sum(axis=(0, 1))
             )
         return total / np.maximum(n_observed, 1)
 
+    def learn_units(self) -> None:
+        """Let mean and standard deviation of each neuron be the ``units``.
+
+        Raises ValueError if a neuron varies by less than its dtype can tell.
+        """
+        centre = self.mean_counts()
+        squares, n_observed = np.zeros(self.n_neurons), np.zeros(self.n_neurons)
+        low, high = np.full(self.n_neurons, np.inf), np.full(self.n_neurons, -np.inf)
+        eps = 0.0
+        for start in range(0, len(self), 256):
+            counts, observed = self.stored(np.arange(start, min(start + 256, len(self))))
+            seen = np.ones(counts.shape, dtype=bool) if observed is None else observed
+            squares += ((counts - centre) ** 2).sum(axis=(0, 1), where=seen, dtype=np.float64)
+            n_observed += seen.sum(axis=(0, 1))
+            low = np.minimum(low, np.where(seen, counts, np.inf).min(axis=(0, 1)))
+            high = np.maximum(high, np.where(seen, counts, -np.inf).max(axis=(0, 1)))
+            if counts.dtype.kind == "f":
+                eps = max(eps, float(np.finfo(counts.dtype).eps))
+        scale = np.sqrt(squares / np.maximum(n_observed, 1))
+        varies = high > low
+        lost = np.flatnonzero(varies & (scale < COARSEST * eps * np.abs(centre)))
+        if len(lost):
+            i = lost[0]
+            raise ValueError(
+                f"X has {len(lost)} neuron(s) that vary by less than their numbers can tell, first "
+                f"neuron {i}: a standard deviation of {scale[i]:.3g} around {centre[i]:.6g}. "
+                "Subtract the offset before it is stored with the signal, in a wider dtype."
+            )
+        self.units = centre, np.where(varies, scale, 1.0)
+
     def checksum(self) -> str:
         """Of counts and mask, whatever their dtype and container."""
         digest = hashlib.sha256()
         size = max(1, CHUNK // (self.n_bins * self.n_neurons))
         for start in range(0, len(self), size):
-            counts, observed = self.read(np.arange(start, min(start + size, len(self))))
+            counts, observed = self.stored(np.arange(start, min(start + size, len(self))))
             digest.update(counts.astype(np.float32).tobytes())
             if observed is not None:
                 digest.update(np.packbits(observed).tobytes())
@@ -195,21 +242,24 @@ class _Subset(Trials):
         self.n_neurons = whole.n_neurons
         self.n_bins = whole.n_bins
         self.inputs = None if whole.inputs is None else whole.inputs[rows]
+        self.units = whole.units
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(
+    def stored(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        return self.whole.read(self.rows[rows], n_bins)
+        return self.whole.stored(self.rows[rows], n_bins)
 
 
 def _pad(trials: list[np.ndarray], n_bins: int) -> np.ndarray:
     lengths = {len(trial) for trial in trials}
     if min(lengths) >= n_bins:
         return np.stack([trial[:n_bins] for trial in trials])
-    padded = np.full((len(trials), n_bins, trials[0].shape[1]), np.nan, dtype=np.float32)
+    # Not float32 for all: signals far from zero would lose digits.
+    dtype = np.result_type(np.float32, *(t.dtype for t in trials if t.dtype.kind == "f"))
+    padded = np.full((len(trials), n_bins, trials[0].shape[1]), np.nan, dtype=dtype)
     for row, trial in zip(padded, trials, strict=True):
         row[: len(trial)] = trial[:n_bins]
     return padded

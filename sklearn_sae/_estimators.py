@@ -265,6 +265,9 @@ class NODESAE(BaseSAE):
     noise_variance_, null_variance_ : ndarray of shape (n_neurons,)
         Variance of every neuron around its rate, and around its mean in the null model; only if
         ``likelihood="gaussian"``.
+    signal_mean_, signal_scale_ : ndarray of shape (n_neurons,)
+        Mean and standard deviation of every neuron in ``fit``, around and in units of which the
+        network sees it; only if ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
@@ -625,6 +628,9 @@ class RNNSAE(BaseSAE):
     noise_variance_, null_variance_ : ndarray of shape (n_neurons,)
         Variance of every neuron around its rate, and around its mean in the null model; only if
         ``likelihood="gaussian"``.
+    signal_mean_, signal_scale_ : ndarray of shape (n_neurons,)
+        Mean and standard deviation of every neuron in ``fit``, around and in units of which the
+        network sees it; only if ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float

@@ -52,6 +52,8 @@ class FittedMixin:
     max_refine_iter: int
     model_: SequentialAutoencoder
     null_rates_: np.ndarray
+    signal_mean_: np.ndarray
+    signal_scale_: np.ndarray
     n_inputs_in_: int
     training_initial_conditions_: np.ndarray
     model_variance_: float
@@ -111,17 +113,22 @@ class FittedMixin:
         -------
         rates : float32 array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i,
         n_neurons)
-            Expected counts per bin, or values of a Gaussian, also where nothing was observed; a
-            list if ``X`` was one.
+            Expected counts per bin, also where nothing was observed; a list if ``X`` was one. With
+            ``likelihood="gaussian"`` expected values, in float64, as they may be far from zero.
         std : as rates
             Their standard deviations, only if ``return_std``.
         """
         if return_std:
-            return self._with_std(X, inputs, rates_with_std)
-        return self._per_bin(
-            X,
-            inputs,
-            lambda model, causes, batch: model.likelihood.rates(self._output(model, causes, batch)),
+            rates, std = self._with_std(X, inputs, rates_with_std)
+            return self._in_units_of_data(rates), self._in_units_of_data(std, spread=True)
+        return self._in_units_of_data(
+            self._per_bin(
+                X,
+                inputs,
+                lambda model, causes, batch: model.likelihood.rates(
+                    self._output(model, causes, batch)
+                ),
+            )
         )
 
     def inverse_transform(self, X):
@@ -140,8 +147,8 @@ class FittedMixin:
         """
         check_is_fitted(self)
         if isinstance(X, list | tuple) and all(np.ndim(latents) == 2 for latents in X):
-            return [self._on_states(latents, self._rates) for latents in X]
-        return self._on_states(X, self._rates)
+            return [self.inverse_transform(latents) for latents in X]
+        return self._in_units_of_data(self._on_states(X, self._rates))
 
     def score(self, X, y=None, *, inputs=None):
         """Held-out bits per spike: higher is better, 0 is a constant rate per neuron.
@@ -278,7 +285,7 @@ class FittedMixin:
                 bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
                 rows = np.arange(len(batch))[:, np.newaxis]
                 ahead.append(rates.cpu().numpy()[bins, :, rows])
-        return np.concatenate(ahead)
+        return self._in_units_of_data(np.concatenate(ahead))
 
     def simulate(self, z0, n_bins, *, inputs=None):
         """Let the dynamics run freely.
@@ -412,8 +419,31 @@ class FittedMixin:
             raise AttributeError("inputs are learned by fit")
         return self.model_.inputs
 
+    @property
+    def _units(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Centre and scale of Gaussian signals; none of counts, and of files of old versions."""
+        if not hasattr(self, "signal_mean_"):
+            return None
+        return self.signal_mean_, self.signal_scale_
+
+    def _in_units_of_model(self, values: np.ndarray) -> np.ndarray:
+        """Values ``(n_neurons,)`` of the data, as the network has them."""
+        if self._units is None:
+            return values
+        centre, scale = self._units
+        return (values - centre) / scale
+
+    def _in_units_of_data(self, values: Any, spread: bool = False) -> Any:
+        """Rates ``(..., n_neurons)`` of the network, or their standard deviations; or a list."""
+        if self._units is None:
+            return values
+        if isinstance(values, list):
+            return [self._in_units_of_data(each, spread) for each in values]
+        centre, scale = self._units
+        return values * scale if spread else values * scale + centre
+
     def _null_rates(self, device: torch.device) -> Tensor:
-        return torch.from_numpy(self.null_rates_).float().to(device)
+        return torch.from_numpy(self._in_units_of_model(self.null_rates_)).float().to(device)
 
     def _batches(
         self, X: Any, inputs: Any = None, n_ahead: int = 0
@@ -422,6 +452,7 @@ class FittedMixin:
         check_is_fitted(self)
         of_counts = self.model_.likelihood.of_counts
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
+        trials.units = self._units
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         yield from self._chunks(model, trials, device, n_ahead)

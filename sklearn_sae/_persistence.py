@@ -35,6 +35,8 @@ NUMBERS = {
 }
 ARRAYS = {
     "null_rates_": ("float64", 1),
+    "signal_mean_": ("float64", 1),
+    "signal_scale_": ("float64", 1),
     "training_initial_conditions_": ("float32", 2),
     "loss_curve_": ("float64", 1),
     "init_scores_": ("float64", 1),
@@ -241,7 +243,9 @@ def _check_learned(learned: dict[str, Any], fitted_with: BaseSAE) -> None:
         if (learned[name].dtype, learned[name].ndim) != (dtype, n_axes):
             raise ValueError(f"its {name} is not a {dtype} array of {n_axes} axes")
     n_neurons = learned["n_features_in_"]
-    for name in of_neurons:
+    # Files of versions that had one unit for data and network lack these.
+    units = {"signal_mean_", "signal_scale_"} & learned.keys()
+    for name in (*of_neurons, *units):
         if n_neurons < 1 or len(learned[name]) != n_neurons:
             raise ValueError(f"its {name} are not those of n_features_in_={n_neurons} neurons")
     z0 = learned.get("training_initial_conditions_")

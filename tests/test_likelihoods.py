@@ -14,7 +14,7 @@ from scipy.special import gammaln
 from scipy.stats import nbinom, norm, poisson
 from sklearn.base import clone
 
-from sklearn_sae import NODESAE
+from sklearn_sae import NODESAE, load
 from sklearn_sae._batches import Trials
 from sklearn_sae._early_stopping import ValidationScore
 from sklearn_sae._likelihood import bits_gained, hidden_entries, log_likelihood, mean_loss
@@ -369,7 +369,7 @@ def test_the_null_model_scores_zero(est, name):
     with torch.no_grad():
         null.model_.readout.weight.zero_()
         likelihood = null.model_.likelihood
-        null_output = likelihood.null_output(torch.from_numpy(null.null_rates_).float())
+        null_output = likelihood.null_output(null._null_rates(torch.device("cpu")))
         null.model_.readout.weight[:, -1:] = null_output
         likelihood.dispersion.copy_(likelihood.null_dispersion)
     X = oscillation(name, 20, 1)[0]
@@ -378,7 +378,7 @@ def test_the_null_model_scores_zero(est, name):
 
 
 def test_intervals_cover_true_rates(est, name):
-    X, true = oscillation(name, 60, 1)
+    X, true = oscillation(name, 200, 1)
     rates, std = est.predict(X, return_std=True)
     np.testing.assert_array_equal(rates, est.predict(X))
     inside = (np.abs(true - rates) < 1.645 * std).mean()
@@ -393,6 +393,7 @@ def test_model_variance_sees_errors_that_last(est, name):
     _, rates = oscillation(name, 100, 0)
     drifting = rates * np.exp(drift) if name == "negative_binomial" else rates + 3 * drift
     trials = check_trials(est, draw(name, drifting, TRUE, rng), reset=False, of_counts=False)
+    trials.units = est._units
     table = torch.from_numpy(est.training_initial_conditions_)
     found = model_variance(est.model_, trials, table)
     scale = 1 if name == "negative_binomial" else np.sqrt(est.null_variance_)
@@ -441,8 +442,10 @@ def test_both_inferences(est, name, inference):
     assert est.loss_curve_[-1] < est.loss_curve_[0]
     assert np.isfinite(est.score(X))
     if inference == "amortized":
-        np.testing.assert_allclose(est.model_.encoder.mean[:, 0], X.mean((0, 1)), rtol=1e-5)
-        np.testing.assert_allclose(est.model_.encoder.spread[:, 0], X.std((0, 1)), rtol=1e-2)
+        # The encoder sees signals as the network does: around their mean, in units of their spread.
+        mean, std = (0, 1) if name == "gaussian" else (X.mean((0, 1)), X.std((0, 1)))
+        np.testing.assert_allclose(est.model_.encoder.mean[:, 0], mean, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(est.model_.encoder.spread[:, 0], std, rtol=1e-2)
 
 
 def test_warm_start_goes_on_from_the_learned_dispersions(est, name):
@@ -573,3 +576,88 @@ def test_signals_that_cancel_out_are_not_taken_for_silence():
     X[:, ::2, 1], X[:, 1::2, 1] = 1.0, -1.0
     est = NODESAE(n_latents=2, likelihood="gaussian", max_epochs=1, random_state=0).fit(X)
     assert est.null_rates_[1] == 0
+
+
+def signals(dtype=np.float64):
+    """Noisy rotations seen by eight neurons, around zero and of unit size."""
+    rng = np.random.default_rng(0)
+    angle = 0.3 * np.arange(20) + rng.uniform(0, 2 * np.pi, (40, 1))
+    latents = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+    X = latents @ rng.normal(size=(2, 8)) + 0.3 * rng.normal(size=(40, 20, 8))
+    X[3, 5, 2] = np.nan
+    return X.astype(dtype)
+
+
+def of_signals(**settings):
+    # Few epochs: training lets differences of rounding grow.
+    given = dict(n_latents=2, likelihood="gaussian", max_epochs=8, random_state=0) | settings
+    return NODESAE(**given)
+
+
+def answers(est, X):
+    """What a Gaussian fit says, with data and rates as the first and the second argument."""
+    rates, std = est.predict(X, return_std=True)
+    latents = est.transform(X)
+    return {
+        "score": est.score(X),
+        "latents": latents,
+        "rates": rates,
+        "std": std,
+        "forecast": est.forecast(X, 3),
+        "inverse": est.inverse_transform(latents),
+        "of a list": np.stack(est.predict([*X])),
+        "noise": np.sqrt(est.noise_variance_),
+        "null": np.sqrt(est.null_variance_),
+        "null rates": est.null_rates_,
+    }
+
+
+UNITS = {"rates": 1, "forecast": 1, "inverse": 1, "of a list": 1, "null rates": 1}
+SPREADS = ("std", "noise", "null")
+
+
+@pytest.mark.parametrize(
+    "unit, offset", [(1.0, 1e7), (1.0, 1e8), (1e-6, 1.0), (1e6, -3e12), (1e-20, 0.0)]
+)
+@pytest.mark.parametrize("settings", [{}, {"early_stopping": True, "horizon_growth": 0.0}])
+def test_signals_may_have_any_unit_and_offset(unit, offset, settings):
+    X = signals()
+    plain = answers(of_signals(**settings).fit(X), X)
+    assert plain["score"] > 0.05
+    moved = answers(of_signals(**settings).fit(unit * X + offset), unit * X + offset)
+    for name, values in moved.items():
+        shift = offset if name in UNITS else 0.0
+        scale = unit if name in UNITS or name in SPREADS else 1.0
+        np.testing.assert_allclose((values - shift) / scale, plain[name], atol=1e-3, err_msg=name)
+
+
+def test_signals_of_an_encoder_and_of_a_list_may_have_an_offset_too():
+    X = signals()
+    for kind in ({"inference": "amortized"}, {"n_init": 2}):
+        # One epoch: differences of rounding grow fast in the first ones.
+        one = of_signals(max_epochs=1, **kind)
+        plain, moved = clone(one).fit([*X]), clone(one).fit([*(X + 1e7)])
+        assert moved.score([*(X + 1e7)]) == pytest.approx(plain.score([*X]), abs=1e-3)
+        rates = np.stack(moved.predict([*(X + 1e7)])) - 1e7
+        np.testing.assert_allclose(rates, np.stack(plain.predict([*X])), atol=1e-3)
+
+
+def test_signals_that_their_numbers_cannot_hold_are_refused():
+    with pytest.raises(ValueError, match="X has 8 neuron.*deviation of .* around .*Subtract"):
+        of_signals().fit(1e-15 * signals() + 1.0)
+    with pytest.raises(ValueError, match="Subtract the offset"):
+        of_signals().fit((signals() + 1e7).astype(np.float32))
+
+
+def test_a_constant_signal_is_no_loss_of_digits():
+    X = signals()
+    X[:, :, 0] = 0.1
+    est = of_signals(max_epochs=2).fit(X)
+    np.testing.assert_allclose(est.predict(X)[..., 0], 0.1, atol=0.05)
+
+
+def test_a_file_keeps_the_units_of_signals(tmp_path):
+    X = signals() + 1e7
+    est = of_signals(max_epochs=2).fit(X)
+    est.save(tmp_path / "fit.safetensors")
+    np.testing.assert_array_equal(load(tmp_path / "fit.safetensors").predict(X), est.predict(X))
