@@ -180,6 +180,13 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         if not of_counts:
             learner._learn_units(training, validation, continued)
         members = [learner._member(training, seed, continued, device) for seed in seeds]
+        if of_counts and not learner.null_rates_.any():
+            warnings.warn(
+                "X has no spikes at all: there is nothing to learn, and scores will be NaN. Look "
+                "at how it was counted (bin_size, window, units of spike times).",
+                UserWarning,
+                stacklevel=4,
+            )
         watch = (learner._early_stopping(member, validation, device) for member in members)
         state = FitState(
             members,

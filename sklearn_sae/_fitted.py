@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
@@ -183,7 +184,15 @@ class FittedMixin:
         ----------
         .. [1] Pei et al., "Neural Latents Benchmark '21", NeurIPS Datasets and Benchmarks 2021.
         """
-        return self._held_out(self._batches(X, inputs))
+        score = self._held_out(self._batches(X, inputs))
+        if np.isnan(score):
+            warnings.warn(
+                "score is NaN: there is no spike among the entries of X that it hides from "
+                "inference, and so nothing to predict. Give trials with spikes.",
+                UserWarning,
+                stacklevel=2,
+            )
+        return score
 
     def _held_out(self, batches: Iterable[tuple[SequentialAutoencoder, Batch]]) -> float:
         """The score of trials, given the model and all batches of them."""

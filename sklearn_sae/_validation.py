@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from numbers import Integral
 from typing import Any
@@ -30,6 +31,8 @@ __all__ = [
 CHUNK = 8_000_000
 #: Up to here a float32 holds every whole number.
 LARGEST_COUNT = 2**24
+#: Beyond, a float32 log-likelihood has too few digits left to tell good rates from better ones.
+PRECISE_COUNT = 1e5
 LARGEST_INPUT = 1e6
 
 
@@ -282,6 +285,15 @@ def _check_values(chunk: np.ndarray, name: str, of_counts: bool) -> None:
         raise ValueError(
             f"X holds {largest}, more than single precision can count ({LARGEST_COUNT}). Pass "
             "spikes per bin, and NaN for 'not observed'."
+        )
+    if of_counts and largest > PRECISE_COUNT:
+        neuron = np.unravel_index(int(np.nanargmax(chunk)), chunk.shape)[-1]
+        warnings.warn(
+            f"X holds {largest:g} spikes in a bin, of neuron {neuron}: in single precision, "
+            f"likelihoods of more than {PRECISE_COUNT:g} have few digits left. Use smaller bins, "
+            'leave the neuron out, or set likelihood="gaussian" if these are not counts.',
+            UserWarning,
+            stacklevel=6,
         )
 
 

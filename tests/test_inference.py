@@ -1,5 +1,4 @@
 import math
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from scipy.optimize import minimize
 from sklearn_sae import _inference
 from sklearn_sae._batches import Batch
 from sklearn_sae._dynamics import Dynamics, RecurrentDynamics
-from sklearn_sae._expansion import Expansion, _contracted
+from sklearn_sae._expansion import Expansion
 from sklearn_sae._inference import best_start, cover, most_values, refine, trials_at_once
 from sklearn_sae._inputs import Inputs
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
@@ -145,26 +144,6 @@ def test_information_is_the_same_for_few_trials_as_for_many(missing):
         part = Expansion.at(model, prior, batch.only(rows), z0[:, rows])
         torch.testing.assert_close(part.precision, whole.precision[rows])
         torch.testing.assert_close(part.gradient, whole.gradient[rows])
-
-
-@pytest.mark.parametrize("n_trials", [1, 4])
-def test_information_of_few_trials_costs_no_more_than_its_matrix_product(n_trials):
-    generator = torch.Generator().manual_seed(0)
-    pairs = torch.randn(50, 32**2, generator=generator)
-    values = torch.rand(200, 50, n_trials, generator=generator)
-    rows = torch.rand(200 * n_trials, 50, generator=generator)
-
-    def shortest(compute, n_times=5):
-        times = []
-        for _ in range(n_times):
-            start = time.perf_counter()
-            compute()
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    expected = shortest(lambda: rows @ pairs)
-    # A product for each bin would take 35 to 140 times as long.
-    assert shortest(lambda: _contracted(pairs, values)) < 10 * expected
 
 
 # --- refinement ----------------------------------------------------------------------------------

@@ -428,3 +428,31 @@ def test_seeds():
     assert check_seed(3) == check_seed(3) != check_seed(4)
     assert check_seed(np.random.RandomState(3)) == check_seed(3)
     assert check_seed(None) != check_seed(None)
+
+
+@pytest.mark.parametrize("estimator", [NODESAE, RNNSAE])
+def test_spikes_that_are_all_zero_are_named(estimator):
+    nothing = np.zeros((6, 5, 3))
+    est = estimator(n_latents=1, max_epochs=1, random_state=0)
+    with pytest.warns(UserWarning, match="X has no spikes at all"):
+        est.fit(nothing)
+    with pytest.warns(UserWarning, match="score is NaN: there is no spike"):
+        assert np.isnan(est.score(nothing))
+
+
+def test_a_signal_that_is_all_zero_is_no_lack_of_spikes():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        NODESAE(n_latents=1, likelihood="gaussian", max_epochs=1).fit(np.zeros((6, 5, 3)))
+
+
+def test_counts_that_single_precision_spoils_are_named():
+    X = np.random.default_rng(0).poisson(1.0, (6, 5, 3)).astype(float)
+    X[4, 2, 1] = 250_000
+    with pytest.warns(
+        UserWarning, match="X holds 250000 spikes in a bin, of neuron 1.*smaller bins"
+    ):
+        check_trials(NODESAE(), X, None, reset=True, of_counts=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_trials(NODESAE(), X, None, reset=True, of_counts=False)
