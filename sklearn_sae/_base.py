@@ -18,6 +18,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ._artefacts import warn_of_artefacts
 from ._batches import Batch, Trials
 from ._checkpoint import Checkpoint, FitState, identify
 from ._dynamics import Dynamics
@@ -187,6 +188,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 UserWarning,
                 stacklevel=4,
             )
+        if of_counts:
+            warn_of_artefacts(training, learner.null_rates_, stacklevel=5)
         watch = (learner._early_stopping(member, validation, device) for member in members)
         state = FitState(
             members,

@@ -13,6 +13,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
+from ._artefacts import warn_of_artefacts
 from ._batches import Batch, Trials
 from ._inference import best_start, refine, trials_at_once
 from ._inputs import Inputs
@@ -462,6 +463,8 @@ class FittedMixin:
         of_counts = self.model_.likelihood.of_counts
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
         trials.units = self._units
+        if of_counts:
+            warn_of_artefacts(trials, self.null_rates_, stacklevel=5)
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         yield from self._chunks(model, trials, device, n_ahead)
