@@ -39,6 +39,7 @@ def warn_of_artefacts(trials: Trials, rates: np.ndarray, stacklevel: int) -> Non
     for rows in pieces:
         counts, observed = trials.stored(rows)
         seen = known & (np.ones(counts.shape, dtype=bool) if observed is None else observed)
+        counts = counts.astype(np.float64)
         deviance = np.where(seen, rel_entr(counts, rates) - counts + rates, 0.0)
         found = np.where(seen & (counts > largest), deviance, 0.0)
         total += deviance.sum()

@@ -451,19 +451,19 @@ def test_a_memory_map_is_only_ever_read_in_parts(node, inference, tmp_path, monk
         (_validation, "CHUNK"),
     ):
         monkeypatch.setattr(module, limit, 150 * counts[0].size)
-    n_read, read, look = [], Trials.read, _validation._check_values
+    n_read, stored, look = [], Trials.stored, _validation._check_values
 
     def counted(self, rows, n_bins=None):
         assert np.shares_memory(self.data, mapped)
         n_read.append(len(rows))
-        return read(self, rows, n_bins)
+        return stored(self, rows, n_bins)
 
     def looked(chunk, *others):
         assert np.shares_memory(chunk, mapped)
         n_read.append(len(chunk))
         return look(chunk, *others)
 
-    monkeypatch.setattr(Trials, "read", counted)
+    monkeypatch.setattr(Trials, "stored", counted)
     monkeypatch.setattr(_validation, "_check_values", looked)
     node.set_params(inference=inference, max_epochs=10, checkpoint_path=tmp_path / "checkpoint")
     node.fit(mapped)
