@@ -188,8 +188,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 UserWarning,
                 stacklevel=4,
             )
-        if of_counts:
-            warn_of_artefacts(training, learner.null_rates_, stacklevel=5)
+        # Of all trials, also those held out: it names them by their place in X.
+        trials.units = training.units
+        if of_counts or trials.units is not None:
+            warn_of_artefacts(trials, learner.null_rates_, stacklevel=5)
         watch = (learner._early_stopping(member, validation, device) for member in members)
         state = FitState(
             members,

@@ -22,6 +22,8 @@ __all__ = ["Batch", "Trials"]
 CHUNK = 8_000_000
 #: A signal whose standard deviation is below so many steps of its dtype has lost its digits.
 COARSEST = 100
+#: Standard deviations of which float64 holds the square, with room for sums of it.
+SMALLEST_SCALE, LARGEST_SCALE = 1e-150, 1e150
 
 
 @dataclass(frozen=True)
@@ -194,24 +196,20 @@ class Trials:
     def learn_units(self) -> None:
         """Let mean and standard deviation of each neuron be the ``units``.
 
-        Raises ValueError if a neuron varies by less than its dtype can tell.
+        Raises ValueError if a neuron varies by less than its dtype can tell, or its variance is
+        none of float64's.
         """
-        centre = self.mean_counts()
-        squares, n_observed = np.zeros(self.n_neurons), np.zeros(self.n_neurons)
-        low, high = np.full(self.n_neurons, np.inf), np.full(self.n_neurons, -np.inf)
-        eps = 0.0
-        for start in range(0, len(self), 256):
-            counts, observed = self.stored(np.arange(start, min(start + 256, len(self))))
-            seen = np.ones(counts.shape, dtype=bool) if observed is None else observed
-            squares += ((counts - centre) ** 2).sum(axis=(0, 1), where=seen, dtype=np.float64)
-            n_observed += seen.sum(axis=(0, 1))
-            low = np.minimum(low, np.where(seen, counts, np.inf).min(axis=(0, 1)))
-            high = np.maximum(high, np.where(seen, counts, -np.inf).max(axis=(0, 1)))
-            if counts.dtype.kind == "f":
-                eps = max(eps, float(np.finfo(counts.dtype).eps))
-        scale = np.sqrt(squares / np.maximum(n_observed, 1))
-        varies = high > low
+        with np.errstate(over="ignore", invalid="ignore"):
+            centre, scale, varies, eps = self._moments()
+        wrong = np.flatnonzero(varies & ~((scale > SMALLEST_SCALE) & (scale < LARGEST_SCALE)))
         lost = np.flatnonzero(varies & (scale < COARSEST * eps * np.abs(centre)))
+        if len(wrong):
+            i = wrong[0]
+            raise ValueError(
+                f"X has {len(wrong)} neuron(s) whose variance double precision cannot hold, first "
+                f"neuron {i}: its standard deviation must be between {SMALLEST_SCALE:g} and "
+                f"{LARGEST_SCALE:g}, and is {scale[i]:.3g}. Change its unit."
+            )
         if len(lost):
             i = lost[0]
             raise ValueError(
@@ -221,13 +219,35 @@ class Trials:
             )
         self.units = centre, np.where(varies, scale, 1.0)
 
+    def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Mean and standard deviation of each neuron, whether it varies, and the coarsest eps."""
+        centre = self.mean_counts()
+        squares, n_observed = np.zeros(self.n_neurons), np.zeros(self.n_neurons)
+        low, high = np.full(self.n_neurons, np.inf), np.full(self.n_neurons, -np.inf)
+        # Integers become float64, which does not hold all of them.
+        eps = float(np.finfo(np.float64).eps)
+        for start in range(0, len(self), 256):
+            counts, observed = self.stored(np.arange(start, min(start + 256, len(self))))
+            seen = np.ones(counts.shape, dtype=bool) if observed is None else observed
+            squares += ((counts - centre) ** 2).sum(axis=(0, 1), where=seen, dtype=np.float64)
+            n_observed += seen.sum(axis=(0, 1))
+            low = np.minimum(low, np.where(seen, counts, np.inf).min(axis=(0, 1)))
+            high = np.maximum(high, np.where(seen, counts, -np.inf).max(axis=(0, 1)))
+            if counts.dtype.kind == "f":
+                eps = max(eps, float(np.finfo(counts.dtype).eps))
+        return centre, np.sqrt(squares / np.maximum(n_observed, 1)), high > low, eps
+
     def checksum(self) -> str:
         """Of counts and mask, whatever their dtype and container."""
         digest = hashlib.sha256()
         size = max(1, CHUNK // (self.n_bins * self.n_neurons))
         for start in range(0, len(self), size):
             counts, observed = self.stored(np.arange(start, min(start + size, len(self))))
-            digest.update(counts.astype(np.float32).tobytes())
+            with np.errstate(over="ignore"):
+                narrow = counts.astype(np.float32)
+            # Signals far from zero may differ only in digits that float32 does not have.
+            exact = np.array_equal(narrow, counts)
+            digest.update((narrow if exact else counts.astype(np.float64)).tobytes())
             if observed is not None:
                 digest.update(np.packbits(observed).tobytes())
         if self.inputs is not None:

@@ -463,7 +463,8 @@ class FittedMixin:
         of_counts = self.model_.likelihood.of_counts
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
         trials.units = self._units
-        if of_counts:
+        # Files of old versions know signals by the network's float32 units alone.
+        if of_counts or trials.units is not None:
             warn_of_artefacts(trials, self.null_rates_, stacklevel=5)
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)

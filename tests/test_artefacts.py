@@ -67,3 +67,32 @@ def test_bursts_are_no_artefacts(mean, dispersion):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         look_at(rng.poisson(rates))
+
+
+def test_fit_names_trials_by_their_place_in_x():
+    # Trials are held out, so that training has them in other places.
+    est = NODESAE(n_latents=1, max_epochs=1, early_stopping=True, horizon_growth=0, random_state=0)
+    with pytest.warns(UserWarning, match="bin 11 of trial 13, neuron 7"):
+        est.fit(with_artefacts(quiet()))
+
+
+def test_signals_far_from_all_others_are_named():
+    X = np.random.default_rng(0).normal(5.0, 2.0, (30, 20, 4))
+    est = NODESAE(n_latents=1, likelihood="gaussian", max_epochs=1, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        est.fit(X)
+        est.score(X)
+    X[7, 3, 2] = -1e4
+    for method in (est.predict, est.score):
+        with pytest.warns(UserWarning, match="bin 3 of trial 7, neuron 2, .* deviations.*NaN"):
+            method(X)
+
+
+def test_signals_with_heavy_tails_are_no_artefacts():
+    X = np.random.default_rng(0).standard_t(3, (100, 50, 20))
+    trials = Trials(X, has_missing=False)
+    trials.learn_units()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_artefacts(trials, X.mean((0, 1)), stacklevel=2)

@@ -291,3 +291,11 @@ def test_the_checksum_tells_data_apart():
             others[-1][entry] = value
     others += [counts[::-1], counts[:, :, ::-1]]
     assert len({checksum(data) for data in others}) == len(others)
+
+
+@pytest.mark.parametrize("unit, offset", [(1e-60, 0.0), (1.0, 1e11), (1e60, 0.0)])
+def test_the_checksum_sees_digits_that_float32_does_not_have(unit, offset):
+    signals = np.random.default_rng(0).normal(size=(4, 5, 3))
+    others = [unit * x + offset for x in (signals, 2 * signals)]
+    assert checksum(others[0]) != checksum(others[1])
+    assert checksum(list(others[0])) == checksum(others[0])

@@ -647,6 +647,16 @@ def test_signals_that_their_numbers_cannot_hold_are_refused():
         of_signals().fit(1e-15 * signals() + 1.0)
     with pytest.raises(ValueError, match="Subtract the offset"):
         of_signals().fit((signals() + 1e7).astype(np.float32))
+    whole = np.round(10 * np.nan_to_num(signals())).astype(np.int64)
+    with pytest.raises(ValueError, match="Subtract the offset"):
+        of_signals().fit(whole + 10**17)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("unit", [1e-200, 1e-160, 1e160, 1e305])
+def test_signals_whose_variance_is_no_number_are_refused(unit):
+    with pytest.raises(ValueError, match="X has 8 neuron.*between 1e-150 and .*unit"):
+        of_signals().fit(unit * signals())
 
 
 def test_a_constant_signal_is_no_loss_of_digits():
