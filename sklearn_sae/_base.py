@@ -25,7 +25,7 @@ from ._dynamics import Dynamics
 from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
 from ._fitted import FittedMixin
-from ._inference import best_start, better_start, refine, trials_at_once
+from ._inference import best_start, better_start, refine
 from ._inputs import Inputs
 from ._likelihoods import LIKELIHOODS, Likelihood
 from ._model import SequentialAutoencoder
@@ -302,11 +302,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> tuple[SequentialAutoencoder, Tensor]:
         """Go on from the last fit (``warm_start``), and from where its trials stood."""
         with torch.no_grad():
-            batches = training.chunks(
-                trials_at_once(self.model_, training.n_bins), torch.device("cpu")
-            )
+            # As of other trials: neurons that were silent in the last fit say nothing yet.
+            batches = self._chunks(self.model_, training, torch.device("cpu"))
             causes = torch.cat(
-                [self._causes_in_last_fit(batch, training) for batch in batches], dim=1
+                [self._causes_in_last_fit(batch, training) for _, batch in batches], dim=1
             ).T
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)

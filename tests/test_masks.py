@@ -323,6 +323,18 @@ def test_neurons_silent_in_fit_count_as_unobserved(estimator, spikes, likelihood
         np.testing.assert_array_equal(answer(estimator, loud), expected, err_msg=name)
 
 
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial"])
+def test_a_warm_start_is_not_led_astray_by_neurons_silent_before(node, spikes, likelihood):
+    node.set_params(max_epochs=20, likelihood=likelihood).fit(with_silent(spikes, 0)[:18])
+    # Steps of no length leave the trials where the fit begins.
+    node.set_params(warm_start=True, max_epochs=1, learning_rate=1e-9)
+    starts = []
+    for value in (np.nan, 5):
+        again = copy.deepcopy(node).fit(with_silent(spikes, value)[18:])
+        starts.append(again.training_initial_conditions_)
+    np.testing.assert_allclose(*starts, atol=1e-5)
+
+
 def test_a_signal_whose_mean_is_zero_is_observed(node, spikes):
     signals = with_silent(spikes - spikes.mean(), 0)
     node.set_params(max_epochs=3, likelihood="gaussian").fit(signals[:18])
