@@ -97,21 +97,26 @@ class MLP(StateMap):
     def jacobian(self, z: Tensor) -> Tensor:
         return self.with_jacobian(z)[1]
 
-    def with_jacobian(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What it makes of the columns of ``z``, and the Jacobians there."""
+    def with_jacobian(self, z: Tensor, inner: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What it makes of the columns of ``z``, and the Jacobians there.
+
+        ``inner`` ``(n_latents, n_in, n_trials)``, if given, multiplies them from the right.
+        """
         activate = ACTIVATIONS[self.activation]
         slope = SLOPES[self.activation]
         *hidden, last = self.weights
         chain = hidden[0][:, :-1, None]
+        if inner is not None:
+            chain = (chain[:, :, 0] @ inner.flatten(1)).unflatten(1, inner.shape[1:])
         x = z
         for weight, following in zip(hidden, [*hidden[1:], last], strict=True):
             x = activate(affine(weight, x))
             # (out, hidden) x (hidden, in) products, weighed by the slope of each hidden unit.
             if chain.shape[2] == 1:
                 pairs = following[:, None, :-1] * chain[:, :, 0].T[None]
-                chain = (pairs.flatten(0, 1) @ slope(x)).unflatten(0, (len(following), len(z)))
+                chain = (pairs.flatten(0, 1) @ slope(x)).unflatten(0, (len(following), -1))
             else:
-                chain = (following[:, :-1] @ (slope(x)[:, None] * chain).flatten(1)).unflatten(
-                    1, (len(z), -1)
-                )
+                # In place: it is no weight any more, and memory takes as long as the product.
+                weighed = chain.mul_(slope(x)[:, None])
+                chain = (following[:, :-1] @ weighed.flatten(1)).unflatten(1, chain.shape[1:])
         return affine(last, x), chain

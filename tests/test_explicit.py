@@ -5,6 +5,7 @@ import torch
 from torch.func import jacrev
 from torchdiffeq import odeint
 
+from sklearn_sae import _explicit
 from sklearn_sae._explicit import TABLEAUS, compose, explicit_step_with_jacobian, rollout_mlp
 from sklearn_sae._mlp import ACTIVATIONS, MLP
 
@@ -157,7 +158,9 @@ def test_initial_conditions_and_weights_are_left_as_they_were():
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden_sizes", [(7,), (5, 4)])
-def test_step_and_its_jacobian(method, activation, hidden_sizes):
+@pytest.mark.parametrize("many_latents", [1, 100])
+def test_step_and_its_jacobian(method, activation, hidden_sizes, many_latents, monkeypatch):
+    monkeypatch.setattr(_explicit, "MANY_LATENTS", many_latents)
     mlp, z = make_mlp(hidden_sizes, activation), states()
     tableau = TABLEAUS[method]
     with torch.no_grad():
@@ -166,6 +169,22 @@ def test_step_and_its_jacobian(method, activation, hidden_sizes):
         expected = jacrev(lambda x: plain_step(mlp, x[:, None], tableau, 0.7)[:, 0])(z[:, i])
         torch.testing.assert_close(jacobians[:, :, i], expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(advanced, plain_step(mlp, z, tableau, 0.7), rtol=0, atol=1e-12)
+    with torch.no_grad():
+        _, alone = explicit_step_with_jacobian(mlp, z[:, :1], tableau, 0.7)
+    torch.testing.assert_close(alone, jacobians[:, :, :1], rtol=1e-10, atol=1e-10)
+
+
+def test_jacobians_of_many_latents_are_matrix_products(monkeypatch):
+    # Products state by state took three times as long as all the rest.
+    calls = []
+    monkeypatch.setattr(_explicit, "compose", lambda *args: calls.append(0) or compose(*args))
+    for n_latents in (8, 64):
+        mlp = MLP(n_latents, (8,), "tanh", torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            explicit_step_with_jacobian(
+                mlp, states(n_latents, dtype=torch.float32), TABLEAUS["rk4"], 0.7
+            )
+        assert len(calls) == 3
 
 
 def test_compose_is_the_product_of_matrices():
