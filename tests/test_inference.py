@@ -8,11 +8,12 @@ from common import DYNAMICS, batch_of, log_posterior, make_model, make_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_sae import _inference
 from sklearn_sae._batches import Batch
 from sklearn_sae._dynamics import Dynamics, RecurrentDynamics
-from sklearn_sae._expansion import Expansion
+from sklearn_sae._expansion import Expansion, _contracted
 from sklearn_sae._inference import best_start, cover, most_values, refine, trials_at_once
 from sklearn_sae._inputs import Inputs
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
@@ -144,6 +145,27 @@ def test_information_is_the_same_for_few_trials_as_for_many(missing):
         part = Expansion.at(model, prior, batch.only(rows), z0[:, rows])
         torch.testing.assert_close(part.precision, whole.precision[rows])
         torch.testing.assert_close(part.gradient, whole.gradient[rows])
+
+
+class Operations(TorchDispatchMode):
+    """The names of what torch runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("n_trials", [1, 4])
+def test_information_of_few_trials_is_one_product(n_trials):
+    # One product for each bin would take up to a hundred times as long.
+    with Operations() as operations:
+        _contracted(torch.ones(5, 9**2), torch.ones(12, 5, n_trials))
+    assert operations.names.count("mm") == 1
+    assert "bmm" not in operations.names
 
 
 # --- refinement ----------------------------------------------------------------------------------
