@@ -310,8 +310,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)
         model.load_state_dict(self.model_.state_dict())
-        # Weights stay those of the last fit, the null model becomes that of these trials.
-        self.null_rates_ = training.mean_counts()
+        # Weights stay those of the last fit, the null model becomes that of these trials, but for
+        # neurons of which they tell nothing.
+        self.null_rates_ = training.mean_counts(unobserved=self.null_rates_)
         model.likelihood.relearn_null(training, self._in_units_of_model(self.null_rates_))
         return model, causes.contiguous()
 

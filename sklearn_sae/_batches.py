@@ -180,8 +180,8 @@ class Trials:
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))), device, n_bins)
 
-    def mean_counts(self) -> np.ndarray:
-        """Mean count per bin of every neuron over its observed entries."""
+    def mean_counts(self, unobserved: np.ndarray | float = 0.0) -> np.ndarray:
+        """Mean count per bin of every neuron over its observed entries, if it has any."""
         total = np.zeros(self.n_neurons)
         n_observed = np.zeros(self.n_neurons)
         for start in range(0, len(self), 256):
@@ -191,7 +191,7 @@ class Trials:
             n_observed += (
                 counts.shape[0] * counts.shape[1] if observed is None else observed.sum(axis=(0, 1))
             )
-        return total / np.maximum(n_observed, 1)
+        return np.where(n_observed > 0, total / np.maximum(n_observed, 1), unobserved)
 
     def learn_units(self) -> None:
         """Let mean and standard deviation of each neuron be the ``units``.

@@ -478,6 +478,22 @@ def test_a_warm_start_takes_the_null_model_of_its_own_data(likelihood, inference
     assert (-0.1 if inference == "semi-amortized" else -0.5) < on.score(second) < 0.05
 
 
+@pytest.mark.parametrize("likelihood", sorted(LIKELIHOODS))
+def test_a_warm_start_keeps_the_null_model_of_neurons_it_does_not_observe(likelihood):
+    rng = np.random.default_rng(0)
+    first = rng.poisson(2.0 * rng.gamma(2.0, 0.5, (30, 10, 6))).astype(float)
+    second = first.copy()
+    second[..., 3] = np.nan
+    est = NODESAE(n_latents=1, likelihood=likelihood, max_epochs=1, random_state=0).fit(first)
+    names = {"null_rates_", "null_dispersion_", "null_variance_"} & vars(est).keys()
+    before = {name: getattr(est, name) for name in names}
+    est.set_params(warm_start=True).fit(second)
+    for name, values in before.items():
+        np.testing.assert_allclose(getattr(est, name), values, rtol=1e-4)
+    # The neuron still tells of other trials.
+    assert np.abs(est.transform(first) - est.transform(second)).max() > 1e-3
+
+
 @pytest.mark.parametrize("likelihood", ["negative_binomial", "gaussian"])
 def test_a_null_model_learned_anew_of_the_same_trials_is_the_same(likelihood):
     X, _ = oscillation(likelihood, 20, 0)
@@ -590,7 +606,7 @@ def signals(dtype=np.float64):
 
 def of_signals(**settings):
     # Few epochs: training lets differences of rounding grow.
-    given = dict(n_latents=2, likelihood="gaussian", max_epochs=8, random_state=0) | settings
+    given = dict(n_latents=2, likelihood="gaussian", max_epochs=6, random_state=0) | settings
     return NODESAE(**given)
 
 

@@ -69,17 +69,20 @@ class Dispersed(Likelihood):
     def relearn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         null = copy.deepcopy(self)
         null.dispersion.fill_(1.0)  # where a first fit starts from, too
-        null._learn_around_means(trials, mean_counts)
-        self.null_dispersion.copy_(null.dispersion)
+        observed = null._learn_around_means(trials, mean_counts)
+        self.null_dispersion.copy_(torch.where(observed, null.dispersion, self.null_dispersion))
 
-    def _learn_around_means(self, trials: Trials, mean_counts: np.ndarray) -> None:
-        """Make ``dispersion`` that of constant rates."""
+    def _learn_around_means(self, trials: Trials, mean_counts: np.ndarray) -> Tensor:
+        """Make ``dispersion`` that of constant rates; returns which neurons were observed."""
         output = self.null_output(torch.from_numpy(mean_counts).float())
         size = max(1, CHUNK // (trials.n_bins * trials.n_neurons))
+        observed = torch.zeros_like(self.dispersion, dtype=torch.bool)
         for _ in range(NULL_PASSES):
             for batch in trials.chunks(size, torch.device("cpu")):
                 self.note_residuals(output.expand_as(batch.counts), batch)
+                observed |= batch.observed().any(2).any(0)[:, None]
             self.end_epoch()
+        return observed
 
     @torch.no_grad()
     def note_residuals(self, output: Tensor, batch: Batch) -> None:
