@@ -185,7 +185,9 @@ class _Point(NamedTuple):
     def at(cls, model: SequentialAutoencoder, prior: Prior, batch: Batch, causes: Tensor) -> _Point:
         latents = model.rollout(causes, len(batch.counts), batch.inputs)
         output = model.readout(latents)
-        fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
+        # The order in which single precision adds up thousands of entries changes with a trial's
+        # place in the batch, by enough to decide whether it takes one more step.
+        fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask, torch.float64)
         value = (fit + prior.log_density(causes)).nan_to_num(nan=-torch.inf)
         return cls(causes, value, latents, output)
 
@@ -206,7 +208,7 @@ def _climb(
     max_iter: int,
     tol: float,
 ) -> Tensor:
-    rounding = 2 * torch.finfo(here.value.dtype).eps
+    rounding = 2 * torch.finfo(here.output.dtype).eps
     active = torch.ones_like(damping, dtype=torch.bool)
     for n_done in range(max_iter):
         if active.sum() <= FEW * len(active):

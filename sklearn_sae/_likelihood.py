@@ -18,12 +18,16 @@ SCORE_FRACTION = 0.2
 
 
 def log_likelihood(
-    likelihood: Likelihood, output: Tensor, counts: Tensor, mask: Tensor | None
+    likelihood: Likelihood,
+    output: Tensor,
+    counts: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Log-likelihood of every trial over its observed entries, but for its normaliser.
 
     ``output`` of the readout, ``counts`` and ``mask`` are ``(n_bins, [n_models,] n_neurons,
-    n_trials)``.
+    n_trials)``. Entries are added up in ``dtype``, by default their own.
     """
     if mask is not None:
         # Before the exponential: rates may overflow where nothing was observed, and inf * 0 is NaN.
@@ -31,7 +35,7 @@ def log_likelihood(
     terms = likelihood.log_density(output, counts)
     if mask is not None:
         terms = terms * mask
-    return terms.sum(dim=(0, -2))
+    return terms.sum(dim=(0, -2), dtype=dtype)
 
 
 def mean_loss(likelihood: Likelihood, output: Tensor, batch: Batch) -> Tensor:

@@ -293,7 +293,7 @@ def _check_values(chunk: np.ndarray, name: str, of_counts: bool) -> None:
             f"likelihoods of more than {PRECISE_COUNT:g} have few digits left. Use smaller bins, "
             'leave the neuron out, or set likelihood="gaussian" if these are not counts.',
             UserWarning,
-            stacklevel=6,
+            stacklevel=7,
         )
 
 

@@ -14,7 +14,14 @@ from sklearn_sae import _inference
 from sklearn_sae._batches import Batch
 from sklearn_sae._dynamics import Dynamics, RecurrentDynamics
 from sklearn_sae._expansion import Expansion, _contracted
-from sklearn_sae._inference import best_start, cover, most_values, refine, trials_at_once
+from sklearn_sae._inference import (
+    _Point,
+    best_start,
+    cover,
+    most_values,
+    refine,
+    trials_at_once,
+)
 from sklearn_sae._inputs import Inputs
 from sklearn_sae._likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._mlp import MLP
@@ -473,3 +480,14 @@ def test_a_gpu_may_hold_more_than_the_cpu(monkeypatch):
     assert most_values(gpu) == 2.5e9
     free = 1e6
     assert most_values(gpu) == _inference.MOST_VALUES
+
+
+@pytest.mark.parametrize("likelihood", ["poisson", "negative_binomial", "gaussian"])
+def test_log_posteriors_do_not_lose_digits_in_many_entries(likelihood):
+    model, prior, batch, z0 = make_problem(
+        "gru", n_bins=400, missing=0.2, dtype=torch.float32, likelihood=likelihood
+    )
+    point = _Point.at(model, prior, batch, z0)
+    terms = model.likelihood.log_density(point.output, batch.counts) * batch.observed()
+    expected = terms.double().sum((0, 1)) + prior.log_density(z0)
+    torch.testing.assert_close(point.value, expected, rtol=1e-12, atol=0)
