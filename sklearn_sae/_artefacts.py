@@ -24,14 +24,16 @@ SMALLEST_SHARE = 0.2
 N_TRIALS = 256
 
 
-def warn_of_artefacts(trials: Trials, rates: np.ndarray, stacklevel: int) -> None:
-    """Warn if a few entries carry most of what a model of the counts can explain.
+def warn_of_artefacts(trials: Trials, rates: np.ndarray, of_counts: bool, stacklevel: int) -> None:
+    """Warn if a few entries carry most of what a model of the data can explain.
 
     That is their deviance from constant ``rates`` ``(n_neurons,)``, y log(y / m) - y + m at a count
     of y and a mean of m. Neurons without a spike in ``fit``, of rate zero, are not looked at. Of
-    signals, which have units, it is half the square in standard deviations.
+    signals it is half the square in standard deviations, if these are known.
     """
     of_signals = trials.units is not None
+    if not (of_counts or of_signals):
+        return
     known = (rates > 0) | of_signals
     far = FAR if of_signals else np.maximum(SMALLEST, MANY * (rates + 0.1))
     largest = np.where(known, far, np.inf)

@@ -9,6 +9,7 @@ import warnings
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._artefacts import warn_of_artefacts
-from ._batches import Batch, Trials
+from ._batches import Trials
 from ._checkpoint import Checkpoint, FitState, identify
 from ._dynamics import Dynamics
 from ._early_stopping import EarlyStopping, ValidationScore
 from ._encoder import Encoder
 from ._fitted import FittedMixin
-from ._inference import best_start, better_start, refine
 from ._inputs import Inputs
 from ._likelihoods import LIKELIHOODS, Likelihood
 from ._model import SequentialAutoencoder
@@ -147,26 +147,15 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             If training was interrupted (Ctrl-C); the model as it stands is kept. In a search, a
             cross-validation or whatever else has joblib run its fits, KeyboardInterrupt is raised
             instead, and ends them all.
+        UserWarning
+            If there are no spikes, counts of more than 100,000, or a few entries that carry much of
+            what the likelihood has to explain, as artefacts do.
         """
-        if self.n_inferred_inputs and self.inference == "amortized":
-            raise ValueError(
-                f"n_inferred_inputs={self.n_inferred_inputs} needs the posterior of the inputs, "
-                'which an encoder does not give. Set inference="semi-amortized", or '
-                "n_inferred_inputs=0."
-            )
-        if getattr(y, "ndim", 0) == 3:
-            warnings.warn(
-                "y is ignored, although it looks like known inputs; these go by name: "
-                "fit(X, inputs=...).",
-                UserWarning,
-                stacklevel=4,
-            )
+        continued = self.warm_start and hasattr(self, "model_")
+        self._check_fit(y, continued)
         # All that is learned becomes part of the estimator at once, at the end: a fit that fails
         # leaves the estimator as it was.
         learner = copy.copy(self)
-        continued = self.warm_start and hasattr(self, "model_")
-        if continued:
-            self._check_structure()
         of_counts = LIKELIHOODS[self.likelihood].of_counts
         trials = check_trials(learner, X, inputs, reset=not continued, of_counts=of_counts)
         device = check_device(self.device)
@@ -178,20 +167,11 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         training, validation = self._split(trials, seeds)
 
         learner._forget(OF_THIS_FIT if continued else LEARNED)
-        if not of_counts:
-            learner._learn_units(training, validation, continued)
+        if not (of_counts or continued):
+            learner.signal_mean_, learner.signal_scale_ = training.find_units()
+        trials.units = learner._units
         members = [learner._member(training, seed, continued, device) for seed in seeds]
-        if of_counts and not learner.null_rates_.any():
-            warnings.warn(
-                "X has no spikes at all: there is nothing to learn, and scores will be NaN. Look "
-                "at how it was counted (bin_size, window, units of spike times).",
-                UserWarning,
-                stacklevel=4,
-            )
-        # Of all trials, also those held out: it names them by their place in X.
-        trials.units = training.units
-        if of_counts or trials.units is not None:
-            warn_of_artefacts(trials, learner.null_rates_, stacklevel=5)
+        learner._warn_of_data(trials, of_counts)
         watch = (learner._early_stopping(member, validation, device) for member in members)
         state = FitState(
             members,
@@ -226,6 +206,24 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         """
         return self.fit(X, y, inputs=inputs).transform(X, inputs=inputs)
 
+    def _check_fit(self, y: Any, continued: bool) -> None:
+        """Refuse parameters that do not go together, or not with the last fit."""
+        if self.n_inferred_inputs and self.inference == "amortized":
+            raise ValueError(
+                f"n_inferred_inputs={self.n_inferred_inputs} needs the posterior of the inputs, "
+                'which an encoder does not give. Set inference="semi-amortized", or '
+                "n_inferred_inputs=0."
+            )
+        if getattr(y, "ndim", 0) == 3:
+            warnings.warn(
+                "y is ignored, although it looks like known inputs; these go by name: "
+                "fit(X, inputs=...).",
+                UserWarning,
+                stacklevel=5,
+            )
+        if continued:
+            self._check_structure()
+
     def _check_structure(self) -> None:
         """Refuse to go on (``warm_start``) with parameters that give weights another meaning."""
         old, new = self.model_.built_with, self.get_params(deep=False)
@@ -240,16 +238,16 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     f"something else. Set {name} back, or set warm_start=False to start afresh."
                 )
 
-    def _learn_units(self, training: Trials, validation: Trials | None, continued: bool) -> None:
-        """Let signals be read around their mean, in units of their standard deviation."""
-        if continued:
-            training.units = self._units
-        else:
-            training.learn_units()
-            assert training.units is not None
-            self.signal_mean_, self.signal_scale_ = training.units
-        if validation is not None:
-            validation.units = training.units
+    def _warn_of_data(self, trials: Trials, of_counts: bool) -> None:
+        """Warn of what can hardly be meant, in all trials: it is named by its place in X."""
+        if of_counts and not self.null_rates_.any():
+            warnings.warn(
+                "X has no spikes at all: there is nothing to learn, and scores will be NaN. Look "
+                "at how it was counted (bin_size, window, units of spike times).",
+                UserWarning,
+                stacklevel=5,
+            )
+        warn_of_artefacts(trials, self.null_rates_, of_counts, stacklevel=6)
 
     def _split(self, trials: Trials, seeds: list[int]) -> tuple[Trials, Trials | None]:
         """Trials to fit, and those to judge by when to stop or which model to keep."""
@@ -304,9 +302,11 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         with torch.no_grad():
             # As of other trials: neurons that were silent in the last fit say nothing yet.
             batches = self._chunks(self.model_, training, torch.device("cpu"))
-            causes = torch.cat(
-                [self._causes_in_last_fit(batch, training) for _, batch in batches], dim=1
-            ).T
+            # As many trials are most likely the same ones, and a start too many does no harm.
+            same = self.model_.encoder is None and len(training) == len(
+                self.training_initial_conditions_
+            )
+            causes = torch.cat([self._infer(*batch, of_training=same) for batch in batches], dim=1)
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         model = self._build_model(generator)
         model.load_state_dict(self.model_.state_dict())
@@ -314,19 +314,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         # neurons of which they tell nothing.
         self.null_rates_ = training.mean_counts(unobserved=self.null_rates_)
         model.likelihood.relearn_null(training, self._in_units_of_model(self.null_rates_))
-        return model, causes.contiguous()
-
-    def _causes_in_last_fit(self, batch: Batch, training: Trials) -> Tensor:
-        """What it infers of a batch of ``training``, or keeps of it where that is better."""
-        model = self.model_
-        if model.encoder is not None:
-            return self._infer(model, batch)
-        table, prior = self._learned_initial_conditions(model, batch.counts.device)
-        start = best_start(model, prior, batch, table.T)
-        # As many trials are most likely the same ones, and a row too many does no harm.
-        if len(table) == len(training):
-            start = better_start(model, prior, batch, start, table[batch.rows].T)
-        return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
+        return model, causes.T.contiguous()
 
     def _build_model(
         self, generator: torch.Generator | None, likelihood: Likelihood | None = None

@@ -116,7 +116,7 @@ class Trials:
         self.has_missing = has_missing
         self.n_neurons: int = data[0].shape[-1]
         #: Of Gaussian signals, ``(centre, scale)`` of the neurons in float64: what is read is in
-        #: these units, so that no digit is lost when it becomes float32.
+        #: these units, so that no digit is lost when it becomes float32; so are subsets.
         self.units: tuple[np.ndarray, np.ndarray] | None = None
         # An array's trials are all equally long.
         self.n_bins: int = max(map(len, data))
@@ -193,8 +193,8 @@ class Trials:
             )
         return np.where(n_observed > 0, total / np.maximum(n_observed, 1), unobserved)
 
-    def learn_units(self) -> None:
-        """Let mean and standard deviation of each neuron be the ``units``.
+    def find_units(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation of each neuron; 1 for one that is constant.
 
         Raises ValueError if a neuron varies by less than its dtype can tell, or its variance is
         none of float64's.
@@ -217,7 +217,7 @@ class Trials:
                 f"neuron {i}: a standard deviation of {scale[i]:.3g} around {centre[i]:.6g}. "
                 "Subtract the offset before it is stored with the signal, in a wider dtype."
             )
-        self.units = centre, np.where(varies, scale, 1.0)
+        return centre, np.where(varies, scale, 1.0)
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Mean and standard deviation of each neuron, whether it varies, and the coarsest eps."""
@@ -262,10 +262,15 @@ class _Subset(Trials):
         self.n_neurons = whole.n_neurons
         self.n_bins = whole.n_bins
         self.inputs = None if whole.inputs is None else whole.inputs[rows]
-        self.units = whole.units
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def read(
+        self, rows: np.ndarray, n_bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        # In the units of the whole, whenever these are set.
+        return self.whole.read(self.rows[rows], n_bins)
 
     def stored(
         self, rows: np.ndarray, n_bins: int | None = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ._artefacts import warn_of_artefacts
 from ._batches import Batch, Trials
-from ._inference import best_start, refine, trials_at_once
+from ._inference import best_start, better_start, refine, trials_at_once
 from ._inputs import Inputs
 from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 from ._model import SequentialAutoencoder
@@ -145,7 +145,7 @@ class FittedMixin:
         -------
         rates : float32 array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i,
         n_neurons)
-            Expected counts per bin.
+            Expected counts per bin; values in float64 with ``likelihood="gaussian"``.
         """
         check_is_fitted(self)
         if isinstance(X, list | tuple) and all(np.ndim(latents) == 2 for latents in X):
@@ -180,6 +180,12 @@ class FittedMixin:
         -------
         score : float
             Bits per spike, or per entry of a Gaussian. NaN if no spike was hidden.
+
+        Warns
+        -----
+        UserWarning
+            If the score is NaN, or a few entries carry much of what the likelihood has to explain,
+            as artefacts do.
 
         References
         ----------
@@ -281,7 +287,7 @@ class FittedMixin:
         Returns
         -------
         rates : float32 array of shape (n_trials, n_bins, n_neurons)
-            Expected counts per bin.
+            Expected counts per bin; values in float64 with ``likelihood="gaussian"``.
         """
         n_bins = check_count(n_bins, "n_bins")
         ahead = []
@@ -463,9 +469,7 @@ class FittedMixin:
         of_counts = self.model_.likelihood.of_counts
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
         trials.units = self._units
-        # Files of old versions know signals by the network's float32 units alone.
-        if of_counts or trials.units is not None:
-            warn_of_artefacts(trials, self.null_rates_, stacklevel=5)
+        warn_of_artefacts(trials, self.null_rates_, of_counts, stacklevel=5)
         device = check_device(self.device)
         model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
         yield from self._chunks(model, trials, device, n_ahead)
@@ -477,12 +481,19 @@ class FittedMixin:
         for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
             yield model, without_silent(model.likelihood, null_rates, batch)
 
-    def _infer(self, model: SequentialAutoencoder, batch: Batch) -> Tensor:
-        """Causes ``(n_causes, n_trials)``."""
+    def _infer(
+        self, model: SequentialAutoencoder, batch: Batch, of_training: bool = False
+    ) -> Tensor:
+        """Causes ``(n_causes, n_trials)``.
+
+        ``of_training`` trials may also start from what ``fit`` learned of the trial in their place.
+        """
         if model.encoder is not None:
             return model.encoder(batch)
         table, prior = self._learned_initial_conditions(model, batch.counts.device)
         start = best_start(model, prior, batch, table.T)
+        if of_training:
+            start = better_start(model, prior, batch, start, table[batch.rows].T)
         return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
 
     def _learned_initial_conditions(

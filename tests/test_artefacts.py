@@ -24,7 +24,7 @@ def with_artefacts(X, neuron=7):
 def look_at(X, rates=None, **known):
     known.setdefault("has_missing", False)
     rates = X.mean((0, 1)) if rates is None else rates
-    warn_of_artefacts(Trials(X, **known), rates, stacklevel=2)
+    warn_of_artefacts(Trials(X, **known), rates, of_counts=True, stacklevel=2)
 
 
 def test_fit_and_answers_name_the_entries():
@@ -92,7 +92,7 @@ def test_signals_far_from_all_others_are_named():
 def test_signals_with_heavy_tails_are_no_artefacts():
     X = np.random.default_rng(0).standard_t(3, (100, 50, 20))
     trials = Trials(X, has_missing=False)
-    trials.learn_units()
+    trials.units = trials.find_units()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_artefacts(trials, X.mean((0, 1)), stacklevel=2)
+        warn_of_artefacts(trials, X.mean((0, 1)), of_counts=False, stacklevel=2)

@@ -163,7 +163,7 @@ def _layout(states: Any) -> str:
     return f"{len(lengths)} trials of {lengths} bins"
 
 
-def _chosen(name: str, rows: Array, finite: Any) -> Array:
+def _chosen(name: str, rows: Array, finite: NDArray[np.bool_]) -> Array:
     if not finite.any():
         raise ValueError(f"{name} hold no finite state, in {len(rows)} of them.")
     return rows[finite]
