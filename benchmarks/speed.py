@@ -35,12 +35,12 @@ from _results import add_arguments, path_of, write
 from torchdiffeq import odeint
 
 from sklearn_sae import NODESAE, __version__
-from sklearn_sae._batches import Trials
-from sklearn_sae._inference import best_start, refine
-from sklearn_sae._likelihood import log_likelihood, mean_loss
-from sklearn_sae._optimizer import OPTIMIZERS, Soap
-from sklearn_sae._prior import Prior
-from sklearn_sae._validation import check_trials
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._data.validation import check_trials
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._inference.scoring import log_likelihood, mean_loss
+from sklearn_sae._inference.semi_amortized import best_start, refine
+from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import rate_r2
 

@@ -19,31 +19,29 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ._artefacts import warn_of_artefacts
-from ._batches import Trials
-from ._checkpoint import Checkpoint, FitState, identify
-from ._dynamics import Dynamics
-from ._early_stopping import EarlyStopping, ValidationScore
-from ._encoder import Encoder
+from ._data.artefacts import warn_of_artefacts
+from ._data.trials import Trials
+from ._data.validation import check_device, check_seeds, check_trials
 from ._fitted import FittedMixin
-from ._inputs import Inputs
-from ._likelihoods import LIKELIHOODS, Likelihood
-from ._model import SequentialAutoencoder
-from ._optimizer import OPTIMIZERS, Soap
-from ._readout import Readout, pca_start
-from ._schedule import Schedule
+from ._inference.uncertainty import model_variance
+from ._model.autoencoder import SequentialAutoencoder
+from ._model.dynamics import Dynamics
+from ._model.encoder import Encoder
+from ._model.inputs import Inputs
+from ._model.likelihoods import LIKELIHOODS, Likelihood
+from ._model.readout import Readout
 from ._torch_state import own_torch_state
-from ._training import (
+from ._training.checkpoint import Checkpoint, FitState, identify
+from ._training.early_stopping import EarlyStopping, ValidationScore
+from ._training.initial_conditions import (
     EncodedInitialConditions,
     FreeInitialConditions,
     InitialConditions,
-    Member,
-    diverged,
-    n_batches,
-    train,
 )
-from ._uncertainty import model_variance
-from ._validation import check_device, check_seeds, check_trials
+from ._training.initialization import pca_start
+from ._training.loop import Member, diverged, n_batches, train
+from ._training.optimizers import OPTIMIZERS, Soap
+from ._training.schedule import Schedule
 
 __all__ = ["BaseSAE"]
 

@@ -12,7 +12,8 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from ._base import BaseSAE
-from ._dynamics import (
+from ._model.autoencoder import SequentialAutoencoder
+from ._model.dynamics import (
     MULTI_STEP_SOLVERS,
     SOLVERS,
     Dynamics,
@@ -21,11 +22,11 @@ from ._dynamics import (
     RecurrentDynamics,
     TanhCell,
 )
-from ._likelihoods import LIKELIHOODS
-from ._mlp import ACTIVATIONS, MLP
-from ._model import SequentialAutoencoder
-from ._optimizer import OPTIMIZERS
-from ._schedule import LEARNING_RATES
+from ._model.likelihoods import LIKELIHOODS
+from ._model.mlp import ACTIVATIONS, MLP
+from ._saving.estimators import register
+from ._training.optimizers import OPTIMIZERS
+from ._training.schedule import LEARNING_RATES
 
 __all__ = ["NODESAE", "RNNSAE"]
 
@@ -86,6 +87,7 @@ CELLS: dict[str, Callable[..., GRUCell | TanhCell | MLP]] = {
 }
 
 
+@register
 class NODESAE(BaseSAE):
     """Sequential autoencoder with neural-ODE dynamics.
 
@@ -463,6 +465,7 @@ def _vector_field(model: SequentialAutoencoder, z: Tensor) -> Tensor:
     return model.dynamics.vector_field(z).T
 
 
+@register
 class RNNSAE(BaseSAE):
     """Sequential autoencoder with recurrent dynamics.
 

@@ -13,22 +13,25 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from ._artefacts import warn_of_artefacts
-from ._batches import Batch, Trials
-from ._inference import best_start, better_start, refine, trials_at_once
-from ._inputs import Inputs
-from ._likelihood import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
-from ._model import SequentialAutoencoder
-from ._prior import Prior
-from ._torch_state import own_torch_state
-from ._uncertainty import inputs_with_std, latents_with_std, mean_output, rates_with_std
-from ._validation import (
+from ._data.artefacts import warn_of_artefacts
+from ._data.batches import Batch
+from ._data.trials import Trials
+from ._data.validation import (
     check_count,
     check_device,
     check_latents,
     check_simulated_inputs,
     check_trials,
 )
+from ._inference.memory import trials_at_once
+from ._inference.prior import Prior
+from ._inference.scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
+from ._inference.semi_amortized import best_start, better_start, refine
+from ._inference.uncertainty import inputs_with_std, latents_with_std, mean_output, rates_with_std
+from ._model.autoencoder import SequentialAutoencoder
+from ._model.inputs import Inputs
+from ._saving.estimators import save
+from ._torch_state import own_torch_state
 
 __all__ = ["FittedMixin"]
 
@@ -374,9 +377,7 @@ class FittedMixin:
         sklearn_sae.load : Gives the estimator back.
         """
         # Not at the top: it needs the classes that are made from this one.
-        from ._persistence import save
-
-        save(self, path)  # type: ignore[arg-type]  # BaseSAE mixes it in
+        save(self, path)
 
     def get_feature_names_out(self, input_features=None):
         """Names of the latents: ``latent0``, ``latent1``, ...

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._masked import as_array
+from ._data.masked import as_array
 
 __all__ = ["smallest_within_one_standard_error"]
 

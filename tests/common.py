@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sklearn_sae._batches import Batch, Trials
-from sklearn_sae._dynamics import GRUCell, NeuralODE, RecurrentDynamics, TanhCell
-from sklearn_sae._likelihood import log_likelihood
-from sklearn_sae._likelihoods import LIKELIHOODS
-from sklearn_sae._mlp import MLP
-from sklearn_sae._model import SequentialAutoencoder
-from sklearn_sae._prior import Prior
-from sklearn_sae._readout import Readout
+from sklearn_sae._data.batches import Batch
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._inference.scoring import log_likelihood
+from sklearn_sae._model.autoencoder import SequentialAutoencoder
+from sklearn_sae._model.dynamics import GRUCell, NeuralODE, RecurrentDynamics, TanhCell
+from sklearn_sae._model.likelihoods import LIKELIHOODS
+from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.readout import Readout
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")

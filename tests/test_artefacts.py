@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sklearn_sae import NODESAE
-from sklearn_sae._artefacts import warn_of_artefacts
-from sklearn_sae._batches import Trials
+from sklearn_sae._data.artefacts import warn_of_artefacts
+from sklearn_sae._data.trials import Trials
 
 
 def quiet(seed=0):

@@ -21,17 +21,12 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from sklearn_sae import (
-    NODESAE,
-    RNNSAE,
-    _base,
-    _batches,
-    _early_stopping,
-    _inference,
-    _readout,
-    _validation,
-)
-from sklearn_sae._batches import Trials
+from sklearn_sae import NODESAE, RNNSAE, _base
+from sklearn_sae._data import trials as trials_module
+from sklearn_sae._data import validation
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._inference import memory, semi_amortized
+from sklearn_sae._training import early_stopping, initialization
 
 
 def raise_in_backward(monkeypatch, error, n_before):
@@ -88,8 +83,8 @@ def test_warm_start_begins_where_the_trials_stood(node, spikes, driven, monkeypa
     first, last = node.loss_curve_[0], node.loss_curve_[-1]
     # Candidates that are few beside the trials, as they are in a large recording; and a refinement
     # would hide where it begins.
-    monkeypatch.setattr(_inference, "MOST_CANDIDATES", 2)
-    monkeypatch.setattr(_inference, "MOST_CANDIDATES_UNDER_INPUTS", 2)
+    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES", 2)
+    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES_UNDER_INPUTS", 2)
     again = {"max_epochs": 1, "learning_rate": 1e-9, "horizon_growth": 0, "max_refine_iter": 0}
     node.set_params(**again).fit(spikes, inputs=inputs)
     assert node.loss_curve_[-1] < last + 0.02 * (first - last)
@@ -404,11 +399,11 @@ def test_many_validation_trials_are_scored_in_batches(estimator, spikes, monkeyp
 
     # On a GPU it depends on what memory is free, and so changes.
     at_once = itertools.chain([5, 4], itertools.repeat(6))
-    monkeypatch.setattr(_early_stopping, "trials_at_once", lambda model, n_bins: next(at_once))
+    monkeypatch.setattr(early_stopping, "trials_at_once", lambda model, n_bins: next(at_once))
     monkeypatch.setattr(
-        _early_stopping,
+        early_stopping,
         "bits_gained",
-        lambda *args, real=_early_stopping.bits_gained: sizes.append(len(args[3])) or real(*args),
+        lambda *args, real=early_stopping.bits_gained: sizes.append(len(args[3])) or real(*args),
     )
     estimator.fit(spikes)
     np.testing.assert_allclose(estimator.validation_scores_, scores, atol=1e-5)
@@ -444,14 +439,14 @@ def test_a_memory_map_is_only_ever_read_in_parts(node, inference, tmp_path, monk
     counts = np.random.default_rng(0).poisson(1.0, (600, 4, 3)).astype(np.uint8)
     np.save(tmp_path / "spikes.npy", counts)
     mapped = np.load(tmp_path / "spikes.npy", mmap_mode="r")
-    monkeypatch.setattr(_inference, "MOST_TRIALS", 150)
+    monkeypatch.setattr(memory, "MOST_TRIALS", 150)
     for module, limit in (
-        (_batches, "CHUNK"),
-        (_readout, "MOST_VALUES_FOR_PCA"),
-        (_validation, "CHUNK"),
+        (trials_module, "CHUNK"),
+        (initialization, "MOST_VALUES_FOR_PCA"),
+        (validation, "CHUNK"),
     ):
         monkeypatch.setattr(module, limit, 150 * counts[0].size)
-    n_read, stored, look = [], Trials.stored, _validation._check_values
+    n_read, stored, look = [], Trials.stored, validation._check_values
 
     def counted(self, rows, n_bins=None):
         assert np.shares_memory(self.data, mapped)
@@ -464,7 +459,7 @@ def test_a_memory_map_is_only_ever_read_in_parts(node, inference, tmp_path, monk
         return look(chunk, *others)
 
     monkeypatch.setattr(Trials, "stored", counted)
-    monkeypatch.setattr(_validation, "_check_values", looked)
+    monkeypatch.setattr(validation, "_check_values", looked)
     node.set_params(inference=inference, max_epochs=10, checkpoint_path=tmp_path / "checkpoint")
     node.fit(mapped)
     node.set_params(warm_start=True).fit(mapped)

@@ -18,8 +18,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
 
 import sklearn_sae
-from sklearn_sae import NODESAE, RNNSAE, _base, _checkpoint, _storage
-from sklearn_sae._storage import read, write
+from sklearn_sae import NODESAE, RNNSAE, _base
+from sklearn_sae._saving import files
+from sklearn_sae._saving.files import read, write
+from sklearn_sae._training import checkpoint as checkpoint_module
 
 STOPPING = {"early_stopping": True, "horizon_growth": 0.3, "validation_fraction": 0.25}
 AMORTIZED = {"inference": "amortized", "dropout": 0.2}
@@ -63,10 +65,10 @@ class Writes:
     def __init__(self, monkeypatch):
         self.n_written, self.stop_after, self.error = 0, None, Killed
         self.began_after = []
-        monkeypatch.setattr(_checkpoint, "write", self.write)
+        monkeypatch.setattr(checkpoint_module, "write", self.write)
         monkeypatch.setattr(_base, "train", self.train)
 
-    def write(self, *args, write=_checkpoint.write):
+    def write(self, *args, write=checkpoint_module.write):
         write(*args)
         self.n_written += 1
         if self.n_written == self.stop_after:
@@ -131,7 +133,9 @@ CHILD = """
     import os, signal, sys
     import numpy as np
     import torch
-    from sklearn_sae import NODESAE, RNNSAE, _checkpoint, _storage
+    from sklearn_sae import NODESAE, RNNSAE
+    from sklearn_sae._training import checkpoint as checkpoint_module
+    from sklearn_sae._saving import files
 
     torch.set_num_threads(1)
     module, function, n_calls = {module}, {function!r}, 0
@@ -153,9 +157,9 @@ CHILD = """
 @pytest.mark.parametrize(
     ("kind", "module", "function"),
     [
-        ("node, early stopping", "_checkpoint", "write"),  # killed when a checkpoint is due
-        ("amortized", "_storage.os", "fsync"),  # while one is half written
-        ("gru", "_storage.os", "replace"),  # before the new takes the place of the old
+        ("node, early stopping", "checkpoint_module", "write"),  # killed when a checkpoint is due
+        ("amortized", "files.os", "fsync"),  # while one is half written
+        ("gru", "files.os", "replace"),  # before the new takes the place of the old
     ],
 )
 def test_a_fit_killed_by_the_system_goes_on_to_the_same_bits(
@@ -178,7 +182,7 @@ def test_a_fit_killed_by_the_system_goes_on_to_the_same_bits(
     assert path.exists()
     # Of the checkpoint that was being written.
     n_left = len([*path.parent.glob(".sklearn_sae-*.tmp")])
-    assert n_left == (module == "_storage.os")
+    assert n_left == (module == "files.os")
 
     resumed = clone(KINDS[kind]).set_params(checkpoint_path=path).fit(spikes)
     # Four were written whole: at the start and after 7, 14 and 21 epochs.
@@ -195,12 +199,12 @@ def test_any_kind_of_fit_goes_on_from_any_epoch(kind, holes, path, writes, monke
     est = clone(plain).set_params(checkpoint_path=path, checkpoint_every=1)
     written = []
 
-    def keep(*args, write=_checkpoint.write):
+    def keep(*args, write=checkpoint_module.write):
         write(*args)
         written.append(path.read_bytes())
 
     with monkeypatch.context() as patch:
-        patch.setattr(_checkpoint, "write", keep)
+        patch.setattr(checkpoint_module, "write", keep)
         assert_same(plain, clone(est).fit(holes))
     # In between, and once all are done, free initial conditions took a step.
     for n_done in (1, 13, 20):
@@ -331,7 +335,7 @@ def test_an_interrupted_write_leaves_the_last_checkpoint(
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(_storage.os, "fsync", fail)
+        patch.setattr(files.os, "fsync", fail)
         est.fit(spikes)
     assert left.read_bytes() == before
     assert [*left.parent.iterdir()] == [left]
@@ -345,7 +349,7 @@ class Disk:
 
     def __init__(self, monkeypatch, *full_in):
         self.full_in, self.n_calls = full_in, 0
-        monkeypatch.setattr(_storage.os, "fsync", self.fsync)
+        monkeypatch.setattr(files.os, "fsync", self.fsync)
 
     def fsync(self, descriptor, fsync=os.fsync):
         self.n_calls += 1
@@ -373,7 +377,7 @@ def test_a_disk_that_is_full_from_the_start_is_an_error(est, spikes, path, write
     assert writes.began_after == [] and [*path.parent.iterdir()] == []
 
 
-@pytest.mark.parametrize(("owner", "function"), [(Path, "unlink"), (_checkpoint, "read")])
+@pytest.mark.parametrize(("owner", "function"), [(Path, "unlink"), (checkpoint_module, "read")])
 def test_a_file_that_cannot_be_deleted_does_not_fail_the_fit(
     est, spikes, uninterrupted, path, monkeypatch, owner, function
 ):
@@ -494,7 +498,7 @@ def test_another_class_is_refused(est, left, spikes):
 
 
 def test_another_version_is_refused(est, left, spikes, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "__version__", "7.8.9")
+    monkeypatch.setattr(checkpoint_module, "__version__", "7.8.9")
     refused(est, spikes, left, r"begun by sklearn_sae [^;]+; this is 7\.8\.9")
 
 
@@ -586,11 +590,11 @@ def test_a_fit_that_another_overtakes_does_not_replace_its_file(est, spikes, lef
     left.unlink()
     est.set_params(n_latents=3)
 
-    def written(*args, write=_checkpoint.write):
+    def written(*args, write=checkpoint_module.write):
         write(*args)
         left.write_bytes(theirs)
 
-    monkeypatch.setattr(_checkpoint, "write", written)
+    monkeypatch.setattr(checkpoint_module, "write", written)
     refused_at = rf"{left.name} .* another fit, with n_latents=2.*need a folder"
     with pytest.raises(ValueError, match=refused_at):
         est.fit(spikes)

@@ -6,8 +6,8 @@ from common import generator
 from torchdiffeq import odeint
 from torchdiffeq._impl.odeint import SOLVERS as SOLVERS_OF_TORCHDIFFEQ
 
-from sklearn_sae._adaptive import EMBEDDED, take_bin
-from sklearn_sae._dynamics import (
+from sklearn_sae._model.adaptive import EMBEDDED, take_bin
+from sklearn_sae._model.dynamics import (
     ADAPTIVE_SOLVERS,
     SOLVERS,
     GRUCell,
@@ -15,8 +15,8 @@ from sklearn_sae._dynamics import (
     RecurrentDynamics,
     TanhCell,
 )
-from sklearn_sae._explicit import TABLEAUS
-from sklearn_sae._mlp import MLP
+from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.runge_kutta import TABLEAUS
 
 
 def states(n_latents=3, n_trials=5, seed=1):

@@ -3,9 +3,10 @@ import pytest
 import torch
 from common import generator
 
-from sklearn_sae._batches import Batch, Trials
-from sklearn_sae._encoder import Encoder, drop, hide_at_random
-from sklearn_sae._likelihoods import Poisson
+from sklearn_sae._data.batches import Batch
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._model.encoder import Encoder, drop, hide_at_random
+from sklearn_sae._model.likelihoods import Poisson
 
 CPU = torch.device("cpu")
 MEAN = np.array([0.3, 2.0, 0.0, 5.0])

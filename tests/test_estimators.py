@@ -9,8 +9,8 @@ import torch
 from sklearn.base import clone
 
 from sklearn_sae import NODESAE, RNNSAE, _base
-from sklearn_sae._dynamics import SOLVERS
-from sklearn_sae._prior import Prior
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._model.dynamics import SOLVERS
 
 
 @pytest.fixture

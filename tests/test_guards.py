@@ -6,9 +6,9 @@ import torch
 from common import generator, make_model
 
 from sklearn_sae import NODESAE
-from sklearn_sae._batches import Trials
-from sklearn_sae._inputs import Inputs, InputStatistics
-from sklearn_sae._uncertainty import model_variance
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._inference.uncertainty import model_variance
+from sklearn_sae._model.inputs import Inputs, InputStatistics
 
 # ------------------------------------------------------------------ what weights leave open
 

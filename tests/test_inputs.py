@@ -14,14 +14,14 @@ from sklearn.model_selection import GridSearchCV
 
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
-from sklearn_sae._batches import Batch
-from sklearn_sae._dynamics import NeuralODE
-from sklearn_sae._expansion import Expansion
-from sklearn_sae._explicit import TABLEAUS, rollout_mlp
-from sklearn_sae._inference import refine
-from sklearn_sae._inputs import Inputs
-from sklearn_sae._mlp import MLP
-from sklearn_sae._prior import Prior
+from sklearn_sae._data.batches import Batch
+from sklearn_sae._inference.expansion import Expansion
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._inference.semi_amortized import refine
+from sklearn_sae._model.dynamics import NeuralODE
+from sklearn_sae._model.inputs import Inputs
+from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.runge_kutta import TABLEAUS, rollout_mlp
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import (
     co_smoothing_rates,
@@ -222,7 +222,7 @@ def test_evidence_finds_variance_and_correlation(first):
     )
     model.readout.weight.mul_(0.3)
     counts = rng.poisson(model.rates(causes, n_bins).permute(2, 0, 1).numpy())
-    trials = sklearn_sae._batches.Trials(counts, has_missing=False)
+    trials = sklearn_sae._data.trials.Trials(counts, has_missing=False)
     batch = trials.batch(np.arange(n_trials), torch.device("cpu"))
     batch.counts.data = batch.counts.double()
     precision = 4 * torch.eye(3).double()
@@ -457,7 +457,7 @@ def test_a_fit_with_inputs_goes_on_from_its_checkpoint(tmp_path, monkeypatch, st
     est = NODESAE(**SMALL | {"max_epochs": 12}, n_inferred_inputs=2)
     plain = clone(est).fit(spikes, inputs=stimuli)
     est.set_params(checkpoint_path=tmp_path / "fit.ckpt", checkpoint_every=2)
-    write, n_written = sklearn_sae._checkpoint.write, [0]
+    write, n_written = sklearn_sae._training.checkpoint.write, [0]
 
     def stopping(*arguments):
         write(*arguments)
@@ -465,7 +465,7 @@ def test_a_fit_with_inputs_goes_on_from_its_checkpoint(tmp_path, monkeypatch, st
         if n_written[0] == stopped_after + 1:
             raise SystemExit
 
-    monkeypatch.setattr(sklearn_sae._checkpoint, "write", stopping)
+    monkeypatch.setattr(sklearn_sae._training.checkpoint, "write", stopping)
     with pytest.raises(SystemExit):
         est.fit(spikes, inputs=stimuli)
     with pytest.raises(ValueError, match="other spikes"):

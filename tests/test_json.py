@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sklearn_sae._json import NUMPY_KINDS, decode, encode
+from sklearn_sae._saving.json import NUMPY_KINDS, decode, encode
 
 
 def back(value):

@@ -15,12 +15,12 @@ from scipy.stats import nbinom, norm, poisson
 from sklearn.base import clone
 
 from sklearn_sae import NODESAE, load
-from sklearn_sae._batches import Trials
-from sklearn_sae._early_stopping import ValidationScore
-from sklearn_sae._likelihood import bits_gained, hidden_entries, log_likelihood, mean_loss
-from sklearn_sae._likelihoods import LIKELIHOODS, NegativeBinomial, Poisson
-from sklearn_sae._uncertainty import model_variance
-from sklearn_sae._validation import check_trials
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._data.validation import check_trials
+from sklearn_sae._inference.scoring import bits_gained, hidden_entries, log_likelihood, mean_loss
+from sklearn_sae._inference.uncertainty import model_variance
+from sklearn_sae._model.likelihoods import LIKELIHOODS, NegativeBinomial, Poisson
+from sklearn_sae._training.early_stopping import ValidationScore
 from sklearn_sae.metrics import rate_r2
 
 CPU = torch.device("cpu")

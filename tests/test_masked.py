@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sklearn_sae import NODESAE, analysis, datasets, io, metrics, plotting
-from sklearn_sae._masked import refuse_masked
+from sklearn_sae._data.masked import refuse_masked
 from sklearn_sae.model_selection import smallest_within_one_standard_error
 
 matplotlib.use("Agg")

@@ -9,10 +9,10 @@ from scipy.stats import poisson
 from sklearn.base import clone
 
 from sklearn_sae import NODESAE
-from sklearn_sae._batches import Trials
-from sklearn_sae._dynamics import SOLVERS
-from sklearn_sae._likelihood import hidden_entries
-from sklearn_sae._validation import check_seeds
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._data.validation import check_seeds
+from sklearn_sae._inference.scoring import hidden_entries
+from sklearn_sae._model.dynamics import SOLVERS
 
 
 @pytest.fixture(scope="module")

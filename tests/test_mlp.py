@@ -3,7 +3,7 @@ import torch
 from common import generator
 from torch.func import jacrev
 
-from sklearn_sae._mlp import ACTIVATIONS, MLP, affine, uniform_weight
+from sklearn_sae._model.mlp import ACTIVATIONS, MLP, affine, uniform_weight
 
 
 def normal(*shape, seed=1):

@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from sklearn_sae import _readout
-from sklearn_sae._batches import Trials
-from sklearn_sae._likelihoods import Gaussian, Poisson
-from sklearn_sae._readout import Readout, _principal_components, pca_start
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._model.likelihoods import Gaussian, Poisson
+from sklearn_sae._model.readout import Readout
+from sklearn_sae._training import initialization
+from sklearn_sae._training.initialization import _principal_components, pca_start
 
 
 def low_rank(n_trials=30, n_bins=40, n_neurons=12, n_latents=2, seed=0, rate=40.0):
@@ -163,7 +164,7 @@ def test_poor_recordings_start_finite_and_quietly(array):
 def test_a_large_recording_is_sampled(monkeypatch):
     rates, weight, _ = low_rank(n_trials=200)
     expected, z0_expected = start(rates, 2)
-    monkeypatch.setattr(_readout, "MOST_VALUES_FOR_PCA", 70 * 40 * 12)
+    monkeypatch.setattr(initialization, "MOST_VALUES_FOR_PCA", 70 * 40 * 12)
     read = []
     whole = Trials(rates, has_missing=False)
     original = whole.read
@@ -179,7 +180,7 @@ def test_a_large_recording_is_sampled(monkeypatch):
 def test_a_neuron_missing_from_the_whole_sample_is_no_cause_for_a_warning(monkeypatch):
     rates, _, _ = low_rank(n_trials=40)
     rates[:-1, :, 2] = np.nan
-    monkeypatch.setattr(_readout, "MOST_VALUES_FOR_PCA", 40 * 12)
+    monkeypatch.setattr(initialization, "MOST_VALUES_FOR_PCA", 40 * 12)
     for seed in range(3):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -213,7 +214,7 @@ def test_many_neurons_cost_no_decomposition_of_that_size(monkeypatch):
     log_rates = Readout(found)(z0.T).detach().numpy().T
     assert np.corrcoef(log_rates.ravel(), np.log(rates[:, 0]).ravel())[0, 1] > 0.9
     # Of a single trial that is too long, bins are drawn.
-    monkeypatch.setattr(_readout, "MOST_VALUES_FOR_PCA", 50 * 60)
+    monkeypatch.setattr(initialization, "MOST_VALUES_FOR_PCA", 50 * 60)
     rates, weight, _ = low_rank(n_trials=1, n_bins=300, n_neurons=60)
     found, _ = start(rates, 2)
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1

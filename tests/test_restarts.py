@@ -9,12 +9,12 @@ from sklearn.model_selection import train_test_split
 
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
-from sklearn_sae._dynamics import NeuralODE, RecurrentDynamics, rollouts
-from sklearn_sae._explicit import TABLEAUS
-from sklearn_sae._mlp import MLP
-from sklearn_sae._optimizer import OPTIMIZERS, Soap
-from sklearn_sae._training import train
-from sklearn_sae._validation import check_seed, check_seeds
+from sklearn_sae._data.validation import check_seed, check_seeds
+from sklearn_sae._model.dynamics import NeuralODE, RecurrentDynamics, rollouts
+from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.runge_kutta import TABLEAUS
+from sklearn_sae._training.loop import train
+from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 
 SHORT = SMALL | {"max_epochs": 8, "learning_rate": 0.03, "validation_fraction": 0.25}
 AMORTIZED = {"inference": "amortized", "dropout": 0.2, "initial_condition_dropout": 0.1}

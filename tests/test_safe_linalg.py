@@ -5,19 +5,19 @@ import pytest
 import torch
 from common import CPU, batch_of, generator, make_problem
 
-from sklearn_sae._batches import Trials
-from sklearn_sae._expansion import Expansion
-from sklearn_sae._inference import refine
-from sklearn_sae._inputs import Inputs
-from sklearn_sae._prior import Prior
-from sklearn_sae._safe_linalg import safe_cholesky
-from sklearn_sae._uncertainty import (
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._inference.expansion import Expansion
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._inference.safe_linalg import safe_cholesky
+from sklearn_sae._inference.semi_amortized import refine
+from sklearn_sae._inference.uncertainty import (
     inputs_with_std,
     latents_with_std,
     mean_output,
     model_variance,
     rates_with_std,
 )
+from sklearn_sae._model.inputs import Inputs
 
 
 def test_a_sound_matrix_is_factored_as_ever():

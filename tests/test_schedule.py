@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sklearn_sae._schedule import LEARNING_RATES, Schedule
+from sklearn_sae._training.schedule import LEARNING_RATES, Schedule
 
 progress = st.floats(0, 1, exclude_max=True)
 

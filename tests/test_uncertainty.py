@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_sae import NODESAE, _uncertainty
-from sklearn_sae._prior import Prior
-from sklearn_sae._uncertainty import _laplace, _output_variance, model_variance
-from sklearn_sae._validation import check_trials
+from sklearn_sae import NODESAE
+from sklearn_sae._data.validation import check_trials
+from sklearn_sae._inference import uncertainty
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._inference.uncertainty import _laplace, _output_variance, model_variance
 from sklearn_sae.datasets import CustomSystem, make_chaotic_spikes
 
 
@@ -106,7 +107,7 @@ def test_some_of_many_trials_tell_the_models_variance(est, monkeypatch):
     trials = check_trials(est, np.random.default_rng(0).poisson(rates), reset=False)
     table = torch.from_numpy(est.training_initial_conditions_)
     of_all = model_variance(est.model_, trials, table)
-    monkeypatch.setattr(_uncertainty, "MOST_TRIALS_FOR_VARIANCE", 50)
+    monkeypatch.setattr(uncertainty, "MOST_TRIALS_FOR_VARIANCE", 50)
     chosen = np.sort(np.random.default_rng(0).permutation(120)[:50])
     of_some = model_variance(est.model_, trials, table)
     assert of_some != of_all

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from sklearn.base import BaseEstimator, clone
 
 from sklearn_sae import NODESAE, RNNSAE
-from sklearn_sae._batches import Trials
-from sklearn_sae._validation import check_device, check_seed, check_trials
+from sklearn_sae._data.trials import Trials
+from sklearn_sae._data.validation import check_device, check_seed, check_trials
 from sklearn_sae.metrics import co_smoothing_score, forward_prediction_score
 
 QUICK = {"n_latents": 2, "hidden_sizes": (4,), "max_epochs": 2, "device": "cpu", "random_state": 0}

@@ -15,8 +15,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from .._base import BaseSAE
-from .._dynamics import NeuralODE
-from .._masked import refuse_masked
+from .._data.masked import refuse_masked
+from .._model.dynamics import NeuralODE
 from ..datasets import System
 from ..datasets._systems import central_differences, typical_scale
 

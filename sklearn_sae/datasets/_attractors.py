@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._masked import as_array
+from .._data.masked import as_array
 from ._systems import Array, System, _sorted_rows
 
 

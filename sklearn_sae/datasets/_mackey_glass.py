@@ -6,7 +6,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 from numpy.typing import ArrayLike, NDArray
 
-from .._masked import as_array
+from .._data.masked import as_array
 from ._systems import Array, System
 
 # Chebyshev nodes on one delay: the solution is analytic between multiples of the delay.

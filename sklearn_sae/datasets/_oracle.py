@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from .._masked import as_array
+from .._data.masked import as_array
 from ._systems import Array, System, typical_scale
 
 _MAX_SUBSTEPS = 64

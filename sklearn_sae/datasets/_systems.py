@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import ode
 from scipy.optimize import root
 
-from .._masked import as_array
+from .._data.masked import as_array
 
 Array = NDArray[np.floating]
 EPS = float(np.finfo(float).eps)

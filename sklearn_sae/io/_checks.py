@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._masked import as_array, refuse_masked
+from .._data.masked import as_array, refuse_masked
 from ._binning import HALF_NANOSECOND
 from ._intervals import Floats, united
 

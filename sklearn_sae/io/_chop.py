@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._masked import as_array
+from .._data.masked import as_array
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from .._masked import as_array, refuse_masked
+from .._data.masked import as_array, refuse_masked
 from ._intervals import Floats, without
 from ._spike_times import trials_from_spike_times
 

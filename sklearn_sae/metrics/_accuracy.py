@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
-from .._masked import as_array
+from .._data.masked import as_array
 from ._trials import Array, as_trials, matching, rows
 
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LinearRegression
 from sklearn.utils import check_random_state
 
-from .._masked import refuse_masked
-from .._validation import if_known
+from .._data.masked import refuse_masked
+from .._data.validation import if_known
 from ._accuracy import bits_per_spike, mean_r2
 from ._trials import Array, as_trials, rows
 

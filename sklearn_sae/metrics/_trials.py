@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .._masked import refuse_masked
+from .._data.masked import refuse_masked
 
 Array = NDArray[np.floating]
 

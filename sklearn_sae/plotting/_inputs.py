@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._masked import as_array
+from .._data.masked import as_array
 from ._style import (
     Array,
     as_trials,

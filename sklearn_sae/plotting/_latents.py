@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._validation import if_known
+from .._data.validation import if_known
 from ._style import (
     Projection,
     as_trials,

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._masked import refuse_masked
+from .._data.masked import refuse_masked
 from ._style import COLOURS, finish, new_axes
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .._masked import as_array, refuse_masked
-from .._validation import if_known
+from .._data.masked import as_array, refuse_masked
+from .._data.validation import if_known
 from ._style import FOUND, TRUE, finish, grid_of_axes, label_grid
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._masked import as_array, refuse_masked
+from .._data.masked import as_array, refuse_masked
 
 Array = NDArray[np.floating]
 

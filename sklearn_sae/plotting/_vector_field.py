@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .._masked import refuse_masked
-from .._validation import if_known
+from .._data.masked import refuse_masked
+from .._data.validation import if_known
 from ..analysis._state_space import as_rows, as_state_space
 from ._style import FOUND, finish, new_axes, principal_axes
 

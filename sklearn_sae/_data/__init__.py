@@ -1,0 +1,1 @@
+"""Trials as given, and batches of them as the model wants them."""

@@ -1,0 +1,79 @@
+"""Counts or signals so large that they drown all others in a likelihood."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from scipy.special import rel_entr
+
+from .trials import Trials
+
+__all__ = ["warn_of_artefacts"]
+
+#: Fewer spikes in a bin are a burst.
+SMALLEST = 20
+#: An artefact has at least so many times the neuron's mean count, and a tenth of a spike.
+MANY = 50
+#: Or, of signals, is so many standard deviations away from the mean.
+FAR = 20
+#: Artefacts are few, and carry much. Counts that scatter, however much, are not both at once.
+MOST_ENTRIES = 1e-3
+SMALLEST_SHARE = 0.2
+#: Trials looked at together.
+N_TRIALS = 256
+
+
+def warn_of_artefacts(trials: Trials, rates: np.ndarray, of_counts: bool, stacklevel: int) -> None:
+    """Warn if a few entries carry most of what a model of the data can explain.
+
+    That is their deviance from constant ``rates`` ``(n_neurons,)``, y log(y / m) - y + m at a count
+    of y and a mean of m. Neurons without a spike in ``fit``, of rate zero, are not looked at. Of
+    signals it is half the square in standard deviations, if these are known.
+    """
+    of_signals = trials.units is not None
+    if not (of_counts or of_signals):
+        return
+    known = (rates > 0) | of_signals
+    far = FAR if of_signals else np.maximum(SMALLEST, MANY * (rates + 0.1))
+    largest = np.where(known, far, np.inf)
+    pieces = np.array_split(np.arange(len(trials)), -(-len(trials) // N_TRIALS))
+    if not any((_sizes(trials, rows)[0].max(axis=(0, 1)) > largest).any() for rows in pieces):
+        return
+    total = of_artefacts = worst = 0.0
+    n_found = n_observed = 0
+    first = 0, 0, 0
+    for rows in pieces:
+        sizes, observed = _sizes(trials, rows)
+        seen = known & (np.ones(sizes.shape, dtype=bool) if observed is None else observed)
+        sizes = sizes.astype(np.float64)
+        terms = sizes**2 / 2 if of_signals else rel_entr(sizes, rates) - sizes + rates
+        deviance = np.where(seen, terms, 0.0)
+        found = np.where(seen & (sizes > largest), deviance, 0.0)
+        total += deviance.sum()
+        of_artefacts += found.sum()
+        n_found, n_observed = n_found + int((found > 0).sum()), n_observed + int(seen.sum())
+        if found.max() > worst:
+            worst = found.max()
+            row, at, neuron = (int(i) for i in np.unravel_index(found.argmax(), found.shape))
+            first = int(rows[row]), at, neuron
+    if n_found and n_found <= MOST_ENTRIES * n_observed and of_artefacts > SMALLEST_SHARE * total:
+        trial, at, neuron = first
+        if of_signals:
+            against = f"{(2 * worst) ** 0.5:.3g} standard deviations from its mean"
+        else:
+            against = f"whose mean count is {rates[neuron]:.2g}"
+        warnings.warn(
+            f"{n_found} entries of X, {n_found / n_observed:.2g} of all, carry "
+            f"{of_artefacts / total:.0%} of what its likelihood has to explain; most of all bin "
+            f"{at} of trial {trial}, neuron {neuron}, {against}. If they are artefacts, set them "
+            "to NaN: not observed.",
+            UserWarning,
+            stacklevel=stacklevel,
+        )
+
+
+def _sizes(trials: Trials, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Counts, or how many standard deviations signals are from the mean; and their mask."""
+    values, observed = trials.read(rows)
+    return (values if trials.units is None else np.abs(values)), observed

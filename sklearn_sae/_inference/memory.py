@@ -1,0 +1,32 @@
+"""How many trials inference takes together."""
+
+from __future__ import annotations
+
+import torch
+
+from .._model.autoencoder import SequentialAutoencoder
+
+__all__ = ["most_values", "trials_at_once"]
+
+#: Numbers a refinement may hold at a time on the CPU (256 MB in float32), and the share of its free
+#: memory that they may take on a GPU, where few large operations are what is fast.
+MOST_VALUES = 64_000_000
+SHARE_OF_GPU = 1 / 8
+MOST_TRIALS = 512
+
+
+def most_values(device: torch.device) -> int:
+    """Numbers in float32 that a refinement may hold at a time."""
+    if device.type != "cuda":
+        return MOST_VALUES
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(MOST_VALUES, int(SHARE_OF_GPU * free / 4))
+
+
+def trials_at_once(model: SequentialAutoencoder, n_bins: int) -> int:
+    """How many trials a refinement can take together within ``most_values``."""
+    n_neurons, n_latents = len(model.readout.weight), model.readout.n_latents
+    n_states = n_latents + model.n_inferred
+    widest = max(len(weight) for weight in model.dynamics.parameters())
+    per_bin = 4 * n_states**2 + 2 * n_latents * widest + 6 * n_neurons
+    return max(1, min(MOST_TRIALS, most_values(model.readout.weight.device) // (n_bins * per_bin)))

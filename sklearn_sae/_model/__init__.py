@@ -1,0 +1,1 @@
+"""The generative model: dynamics, inputs, readout and likelihood; and the encoder."""

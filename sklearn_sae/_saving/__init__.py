@@ -1,0 +1,1 @@
+"""Fitted estimators and checkpoints as files that hold no code."""

@@ -1,0 +1,223 @@
+"""Fitted estimators as files: what of one goes into a file, and how it comes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import sklearn
+import torch
+from sklearn.utils.validation import check_is_fitted
+
+from .._model.autoencoder import SequentialAutoencoder
+from .._model.likelihoods import LIKELIHOODS
+from .._torch_state import own_torch_state
+from .._version import __version__
+from .files import write
+from .json import decode, encode, encode_parameters
+
+Estimator = TypeVar("Estimator")
+
+__all__ = ["register", "save", "unpack"]
+
+#: A file names its class, and there are no others that it can name; see ``register``.
+CLASSES: dict[str, type[Any]] = {}
+
+#: Learned attributes beside ``model_``: numbers, and arrays with their number of axes.
+NUMBERS = {
+    "n_features_in_": int,
+    "n_inputs_in_": int,
+    "n_iter_": int,
+    "model_variance_": float,
+    "best_validation_score_": float,
+}
+ARRAYS = {
+    "null_rates_": ("float64", 1),
+    "signal_mean_": ("float64", 1),
+    "signal_scale_": ("float64", 1),
+    "training_initial_conditions_": ("float32", 2),
+    "loss_curve_": ("float64", 1),
+    "init_scores_": ("float64", 1),
+    "validation_scores_": ("float64", 1),
+    **{name: ("float64", 1) for likelihood in LIKELIHOODS.values() for name in likelihood.names},
+}
+#: Arrays in a file, but lists in an estimator.
+LISTS = ("loss_curve_", "validation_scores_")
+ALWAYS = {"n_features_in_", "n_inputs_in_", "n_iter_", "null_rates_", "loss_curve_"}
+WITHOUT_ENCODER = {"training_initial_conditions_", "model_variance_"}
+
+#: What the names of the network's weights begin with, in a file.
+MODEL = "model_."
+
+
+def register(cls: type[Estimator]) -> type[Estimator]:
+    """Let files name this class of estimators; to be used as a decorator."""
+    CLASSES[cls.__name__] = cls
+    return cls
+
+
+def save(estimator: Any, path: str | os.PathLike[str]) -> None:
+    """Write a fitted estimator to a file; see ``NODESAE.save``."""
+    check_is_fitted(estimator)
+    name = type(estimator).__name__
+    if CLASSES.get(name) is not type(estimator):
+        raise TypeError(
+            f"save writes {' and '.join(CLASSES)}, and not other classes such as {name}, because a "
+            "file holds no code. Use joblib.dump."
+        )
+    content, arrays = pack(estimator)
+    try:
+        # Better now than when the estimator is gone.
+        unpack(content, arrays)
+    except Exception as error:
+        raise ValueError(
+            f"This {name} is not as fit left it, and could not be loaded again: "
+            f"{str(error).rstrip('.')}. Undo what was changed, or fit it again."
+        ) from error
+    write(path, content, arrays)
+
+
+def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
+    """A fitted estimator as what JSON can hold, and arrays."""
+    name = type(estimator).__name__
+    parameters = estimator.get_params(deep=False)
+    learned = {
+        attribute: value
+        for attribute, value in vars(estimator).items()
+        if attribute not in parameters and attribute != "model_"
+    }
+    unknown = sorted(learned.keys() - NUMBERS.keys() - ARRAYS.keys())
+    if unknown:
+        raise ValueError(
+            f"This {name} has {unknown[0]}, which is neither a parameter nor learned by fit, and "
+            f"would be lost. Delete it (del est.{unknown[0]}), or use joblib.dump."
+        )
+    content = {
+        "class": name,
+        "parameters": encode_parameters(parameters, name, "use joblib.dump"),
+        # The network is that of the fit, whatever set_params did after it.
+        "fitted_with": encode_parameters(estimator.model_.built_with, name, "use joblib.dump"),
+        "learned": {
+            attribute: encode(value) for attribute, value in learned.items() if attribute in NUMBERS
+        },
+        "versions": {
+            "sklearn_sae": __version__,
+            "numpy": np.__version__,
+            "scikit-learn": sklearn.__version__,
+            "torch": torch.__version__,
+        },
+    }
+    arrays = {MODEL + key: value.numpy() for key, value in estimator.model_.state_dict().items()}
+    for attribute in learned.keys() & ARRAYS.keys():
+        arrays[attribute] = np.array(learned[attribute])
+    for attribute in learned.keys() & set(LISTS):
+        arrays[attribute] = np.array(learned[attribute], dtype=np.float64)
+    return content, arrays
+
+
+def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
+    """The estimator of which ``pack`` made these, or an error that says what is wrong with them."""
+    _check_names(content, ("class", "parameters", "fitted_with", "learned", "versions"), ())
+    if content["class"] not in [*CLASSES]:
+        raise ValueError(f"it holds a {content['class']!r}, and not one of {', '.join(CLASSES)}")
+    cls = CLASSES[content["class"]]
+    fitted_with = _construct(cls, content["fitted_with"])
+    fitted_with._validate_params()
+    weights = {name: arrays[name] for name in arrays if name.startswith(MODEL)}
+    learned = _decode_all(content["learned"])
+    learned |= {name: arrays[name] for name in arrays if name not in weights}
+    _check_learned(learned, fitted_with)
+    model = _build_model(fitted_with, learned, weights)
+    estimator = _construct(cls, content["parameters"])
+    estimator.__dict__.update(learned, model_=model)
+    for name in learned.keys() & set(LISTS):
+        setattr(estimator, name, learned[name].tolist())
+    return estimator
+
+
+def _construct(cls: type[Any], parameters: Any) -> Any:
+    values = _decode_all(parameters)
+    _check_names(values, (), cls._get_param_names())
+    return cls(**values)
+
+
+def _decode_all(values: Any) -> dict[str, Any]:
+    if not isinstance(values, dict):
+        raise ValueError("a part of it is not a JSON object")
+    decoded = {}
+    for name, value in values.items():
+        try:
+            decoded[name] = decode(value)
+        except Exception as error:
+            raise ValueError(f"its value of {name} cannot be read") from error
+    return decoded
+
+
+def _check_names(found: Iterable[str], needed: Iterable[str], possible: Iterable[str]) -> None:
+    """Refuse names that are missing, or neither ``needed`` nor ``possible``."""
+    found, needed = set(found), set(needed)
+    if needed - found:
+        raise ValueError(f"it lacks {min(needed - found)}")
+    unknown = found - needed - set(possible)
+    if unknown:
+        raise ValueError(f"it holds {min(unknown)!r}, which this version does not know")
+
+
+def _check_learned(learned: dict[str, Any], fitted_with: Any) -> None:
+    """Refuse learned attributes of the wrong kind or shape, or that do not fit each other."""
+    of_neurons = ("null_rates_", *LIKELIHOODS[fitted_with.likelihood].names)
+    needed = ALWAYS | set(of_neurons)
+    if fitted_with.inference == "semi-amortized":
+        needed |= WITHOUT_ENCODER
+    _check_names(learned, needed, {*NUMBERS, *ARRAYS})
+    for name in learned.keys() & NUMBERS.keys():
+        if type(learned[name]) is not NUMBERS[name]:
+            raise ValueError(f"its {name} is {learned[name]!r}, and not {NUMBERS[name].__name__}")
+    for name in learned.keys() & ARRAYS.keys():
+        dtype, n_axes = ARRAYS[name]
+        if (learned[name].dtype, learned[name].ndim) != (dtype, n_axes):
+            raise ValueError(f"its {name} is not a {dtype} array of {n_axes} axes")
+    n_neurons = learned["n_features_in_"]
+    # Files of versions that had one unit for data and network lack these.
+    units = {"signal_mean_", "signal_scale_"} & learned.keys()
+    for name in (*of_neurons, *units):
+        if n_neurons < 1 or len(learned[name]) != n_neurons:
+            raise ValueError(f"its {name} are not those of n_features_in_={n_neurons} neurons")
+    z0 = learned.get("training_initial_conditions_")
+    if z0 is not None and (len(z0) == 0 or z0.shape[1] != fitted_with.n_latents):
+        raise ValueError(
+            f"its training_initial_conditions_ have shape {z0.shape}, and not (n_trials, "
+            f"n_latents = {fitted_with.n_latents})"
+        )
+
+
+@own_torch_state()
+def _build_model(
+    fitted_with: Any, learned: dict[str, Any], weights: dict[str, np.ndarray]
+) -> SequentialAutoencoder:
+    """The network that ``fitted_with`` describes, with these weights."""
+    if learned["n_inputs_in_"] < 0:
+        raise ValueError(f"its n_inputs_in_ is {learned['n_inputs_in_']}")
+    fitted_with.null_rates_ = learned["null_rates_"]
+    fitted_with.n_inputs_in_ = learned["n_inputs_in_"]
+    try:
+        # Shapes only: a size that a file claims takes no memory before its weights prove to fit.
+        model = fitted_with._build_model(None)
+    except (OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError("no network can have the sizes it gives") from error
+    asked = {name: (tuple(weight.shape), "float32") for name, weight in model.state_dict().items()}
+    found = {
+        name.removeprefix(MODEL): (weight.shape, weight.dtype.name)
+        for name, weight in weights.items()
+    }
+    for name in sorted(asked.keys() | found.keys()):
+        if asked.get(name) != found.get(name):
+            raise ValueError(
+                f"its weights {name} are {found.get(name, 'absent')}, and its parameters ask for "
+                f"{asked.get(name, 'none')}"
+            )
+    state = {name.removeprefix(MODEL): torch.from_numpy(w) for name, w in weights.items()}
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False)

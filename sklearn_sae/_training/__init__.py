@@ -1,0 +1,1 @@
+"""How a model is fitted, alone or as one of several."""

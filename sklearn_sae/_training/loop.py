@@ -1,0 +1,159 @@
+"""The trainer: a generator of one record per epoch; its caller owns progress and stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._data.batches import Batch
+from .._data.trials import Trials
+from .._inference.scoring import mean_loss
+from .._model.autoencoder import SequentialAutoencoder, outputs
+from .._model.likelihoods import Likelihood
+from .initial_conditions import InitialConditions
+from .optimizers import Soap
+from .schedule import Schedule
+
+__all__ = ["Member", "Record", "n_batches", "train"]
+
+
+@dataclass
+class Record:
+    """What one epoch of training did; ``losses`` has one of each model.
+
+    It is ``complete`` if the loss sees whole trials.
+    """
+
+    epoch: int
+    losses: tuple[float, ...]
+    horizon: int
+    learning_rate: float
+    complete: bool
+
+    @property
+    def loss(self) -> float:
+        """The mean over models that have not diverged."""
+        losses = np.array(self.losses)
+        return float(losses[np.isfinite(losses)].mean())
+
+
+@dataclass
+class Member:
+    """A model in training, its trials' initial conditions, and its own random numbers."""
+
+    model: SequentialAutoencoder
+    initial_conditions: InitialConditions
+    generator: torch.Generator
+
+    def is_finite(self) -> bool:
+        """Whether all weights are."""
+        return all(weight.isfinite().all() for weight in self.model.parameters())
+
+
+def train(
+    members: Sequence[Member],
+    trials: Trials,
+    schedule: Schedule,
+    optimiser: Soap,
+    *,
+    clip_norm: float | None,
+    batch_size: int,
+    max_epochs: int,
+    device: torch.device,
+    n_done: int = 0,
+) -> Iterator[Record]:
+    """Fit dynamics, readout, likelihood and initial conditions; yields after every epoch.
+
+    Several members, of models that differ in their numbers only, are each fitted as if alone. But a
+    step of all takes little longer than that of one, while trials are few.
+
+    After any epoch training can go on in another call, if all that is given is as it was then and
+    ``n_done`` says how many epochs that were.
+    """
+    conditions = [member.initial_conditions for member in members]
+    follow = conditions[0].followers(conditions)
+
+    # A function, so that what a step has made is gone before the next makes as much.
+    def step(
+        rows: Sequence[np.ndarray], horizon: int, learning_rate: float, epoch: int
+    ) -> list[float]:
+        batches = [trials.batch(of_one, device, horizon) for of_one in rows]
+        results = _outputs_and_losses(members, batches, horizon)
+        losses = check_losses([loss for _, loss in results], epoch)
+        optimiser.step(learning_rate, clip_norm)
+        follow(batches, learning_rate)
+        for member, batch, (output, _) in zip(members, batches, results, strict=True):
+            member.model.likelihood.note_residuals(output, batch)
+        return losses
+
+    for epoch in range(n_done, max_epochs):
+        losses = []
+        orders = [shuffled(len(trials), batch_size, member.generator) for member in members]
+        for i, rows in enumerate(zip(*orders, strict=True)):
+            progress = (epoch + i / len(orders[0])) / max_epochs
+            horizon = schedule.horizon_at(progress)
+            learning_rate = schedule.learning_rate_at(progress)
+            losses.append(step(rows, horizon, learning_rate, epoch))
+        for member in members:
+            member.model.likelihood.end_epoch()
+            member.initial_conditions.end_epoch(epoch, horizon)
+        yield Record(
+            epoch + 1,
+            tuple(np.mean(losses, axis=0).tolist()),
+            horizon,
+            learning_rate,
+            complete=horizon == trials.n_bins,
+        )
+
+
+def _outputs_and_losses(
+    members: Sequence[Member], batches: Sequence[Batch], horizon: int
+) -> list[tuple[Tensor, Tensor]]:
+    """Of every member, and leave the gradients of its loss in what that depends on."""
+    models = [member.model for member in members]
+    causes = [
+        member.initial_conditions.take(batch)
+        for member, batch in zip(members, batches, strict=True)
+    ]
+    known = [batch.inputs for batch in batches]
+    if len(members) == 1:
+        output = models[0].output(causes[0], horizon, known[0])
+        loss = mean_loss(models[0].likelihood, output, batches[0])
+        loss.backward()
+        return [(output.detach(), loss.detach())]
+    of_all = outputs(models, causes, horizon, known)
+    likelihood = Likelihood.of_several([model.likelihood for model in models])
+    losses = mean_loss(likelihood, of_all, Batch.of_several(batches))
+    losses.sum().backward()
+    return list(zip(of_all.detach().unbind(1), losses.detach(), strict=True))
+
+
+def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
+    """Rows of all trials in random order, in batches of nearly equal size."""
+    order = torch.randperm(n_trials, generator=generator, device="cpu").numpy()
+    return np.array_split(order, n_batches(n_trials, batch_size))
+
+
+def n_batches(n_trials: int, batch_size: int) -> int:
+    """How many batches of about that size there are in an epoch."""
+    return max(1, round(n_trials / batch_size))
+
+
+def check_losses(losses: Sequence[Tensor], epoch: int) -> list[float]:
+    """As numbers, of which one at least must be finite: a diverging member harms no other."""
+    values = [loss.item() for loss in losses]
+    if not np.isfinite(values).any():
+        raise FloatingPointError(diverged(f"The loss became {values[0]}", epoch + 1))
+    return values
+
+
+def diverged(what: str, epoch: int) -> str:
+    """What to tell the user."""
+    return (
+        f"{what} in epoch {epoch}. Lower learning_rate or clip_norm; if counts are very large, use "
+        "smaller bins."
+    )
