@@ -72,8 +72,8 @@ DISCRETE = {"cell": "mlp", "activation": "relu", "residual": 0.1}
 class PlainRNNSAE(RNNSAE):
     """Dynamics and readout start as layers of torch do, and not from data."""
 
-    def _start(self, training, seed, generator):
-        model, z0 = super()._start(training, seed, generator)
+    def _start(self, training, mean_counts, seed, generator):
+        model, z0 = super()._start(training, mean_counts, seed, generator)
         with torch.no_grad():
             for weight in model.generator_parameters():
                 n_out, n_in = weight.shape
@@ -314,7 +314,7 @@ class Watch:
         self.spikes = data.spikes[data.validation]
         self.rows = []
 
-    def bind(self, member, validation, device):
+    def bind(self, member, validation, mean_counts, device):
         self.model, self.device = member.model, device
         return self
 

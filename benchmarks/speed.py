@@ -37,9 +37,9 @@ from torchdiffeq import odeint
 from sklearn_sae import NODESAE, __version__
 from sklearn_sae._data.trials import Trials
 from sklearn_sae._data.validation import check_trials
-from sklearn_sae._inference.prior import Prior
-from sklearn_sae._inference.scoring import log_likelihood, mean_loss
-from sklearn_sae._inference.semi_amortized import best_start, refine
+from sklearn_sae._inference.candidates import best_start
+from sklearn_sae._inference.data_term import log_likelihood, mean_loss
+from sklearn_sae._inference.inference import SemiAmortized
 from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import rate_r2
@@ -122,7 +122,7 @@ class Watch:
         )
         self.curve = []
 
-    def bind(self, member, validation, device):
+    def bind(self, member, validation, mean_counts, device):
         self.model, self.table = member.model, member.initial_conditions.table
         self.start, self.off = clock(), 0.0
         return self
@@ -131,10 +131,8 @@ class Watch:
     def should_stop(self, record):
         if record.epoch % self.every == 0:
             begin = clock()
-            prior = Prior.from_samples(self.table)
-            z0 = best_start(self.model, prior, self.batch, self.table.T)
-            z0 = refine(self.model, prior, self.batch, z0, max_iter=10)
-            rates = self.model.rates(z0, len(self.batch.counts)).permute(2, 0, 1)
+            inference = SemiAmortized(self.model, self.table, max_iter=10)
+            rates = inference.infer(self.batch).rates.permute(2, 0, 1)
             r2 = rate_r2(self.data.rates[self.data.validation], rates.numpy())
             self.curve.append((begin - self.start - self.off, r2))
             self.off += clock() - begin
@@ -259,10 +257,11 @@ def arithmetic_floor(n_latents, n_hidden, n_neurons, n_evaluations, n_repeats):
 
 def measure_inference(data, est, report):
     spikes = data.spikes[data.validation][:N_TRIALS]
-    (model, batch), *_ = est._batches(spikes)
-    table, prior = est._learned_initial_conditions(model, CPU)
+    inference = est._fitted_model.inference(CPU)
+    model, prior = inference.model, inference.prior
+    batch = Trials(spikes, has_missing=False).batch(np.arange(len(spikes)), CPU)
     with torch.no_grad():
-        start = best_start(model, prior, batch, table.T)
+        start = best_start(model, prior, batch, inference.candidates)
 
     def log_posterior(z0):
         output = model.output(z0, len(batch.counts))

@@ -7,7 +7,7 @@ import math
 import sys
 import warnings
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterable
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -21,15 +21,17 @@ from tqdm.auto import tqdm
 
 from ._data.artefacts import warn_of_artefacts
 from ._data.trials import Trials
+from ._data.units import Units
 from ._data.validation import check_device, check_seeds, check_trials
 from ._fitted import FittedMixin
-from ._inference.uncertainty import model_variance
+from ._inference.fitted_model import FittedModel
+from ._inference.model_variance import model_variance
 from ._model.autoencoder import SequentialAutoencoder
 from ._model.dynamics import Dynamics
 from ._model.encoder import Encoder
 from ._model.inputs import Inputs
 from ._model.likelihoods import LIKELIHOODS, Likelihood
-from ._model.readout import Readout
+from ._model.readout import LinearReadout
 from ._torch_state import own_torch_state
 from ._training.checkpoint import Checkpoint, FitState, identify
 from ._training.early_stopping import EarlyStopping, ValidationScore
@@ -49,8 +51,8 @@ __all__ = ["BaseSAE"]
 #: Likelihoods of data that are never below zero.
 COUNTED = [name for name, likelihood in LIKELIHOODS.items() if likelihood.of_counts]
 
-#: What a fit that goes on from another learns of its own validation trials, if it has any.
-OF_THIS_FIT = ("init_scores_", "validation_scores_", "best_validation_score_")
+#: What a fit says of its validation trials, if it has any.
+OF_VALIDATION = ("init_scores_", "validation_scores_", "best_validation_score_")
 
 #: Parameters that decide what weights mean. Others may differ in a fit that goes on with them,
 #: among them how exactly the same differential equation is solved.
@@ -72,20 +74,6 @@ ONLY_WITH = {
     "activation": ("cell", "mlp"),
     "encoder_size": ("inference", "amortized"),
 }
-
-LEARNED = (
-    *OF_THIS_FIT,
-    "model_",
-    "training_initial_conditions_",
-    "model_variance_",
-    "loss_curve_",
-    "dispersion_",
-    "null_dispersion_",
-    "noise_variance_",
-    "null_variance_",
-    "signal_mean_",
-    "signal_scale_",
-)
 
 
 def _is_one_of_many() -> bool:
@@ -164,13 +152,23 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             seeds = checkpoint.seeds
         training, validation = self._split(trials, seeds)
 
-        learner._forget(OF_THIS_FIT if continued else LEARNED)
-        if not (of_counts or continued):
-            learner.signal_mean_, learner.signal_scale_ = training.find_units()
-        trials.units = learner._units
-        members = [learner._member(training, seed, continued, device) for seed in seeds]
-        learner._warn_of_data(trials, of_counts)
-        watch = (learner._early_stopping(member, validation, device) for member in members)
+        for name in OF_VALIDATION:
+            learner.__dict__.pop(name, None)
+        if continued:
+            # Units stay, because the weights rest on them; the null model becomes that of these
+            # trials, but for neurons of which they tell nothing.
+            units = self._fitted_model.units
+            null_rates = training.mean_counts(unobserved=self.null_rates_)
+        else:
+            units = Units() if of_counts else training.find_units()
+            null_rates = training.mean_counts()
+        trials.units = units
+        learner._warn_of_data(trials, null_rates, of_counts)
+        mean_counts = units.to_network(null_rates)
+        members = [
+            learner._member(training, mean_counts, seed, continued, device) for seed in seeds
+        ]
+        watch = [learner._early_stopping(m, validation, mean_counts, device) for m in members]
         state = FitState(
             members,
             self._optimiser(members),
@@ -178,7 +176,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             [[*self.loss_curve_] if continued else [] for _ in members],
         )
         finished = learner._train(state, training, device, checkpoint)
-        learner._keep_best(state, training, validation, device)
+        fitted = [learner._fitted(member, null_rates, units) for member in members]
+        learner._keep_best(fitted, state, training, validation, device)
         self.__dict__ = learner.__dict__
         if finished and checkpoint is not None:
             checkpoint.remove()
@@ -224,7 +223,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
 
     def _check_structure(self) -> None:
         """Refuse to go on (``warm_start``) with parameters that give weights another meaning."""
-        old, new = self.model_.built_with, self.get_params(deep=False)
+        old, new = self._fitted_model.settings, self.get_params(deep=False)
         for name in STRUCTURAL:
             other, value = ONLY_WITH.get(name, (None, None))
             if name not in new or (other in new and new[other] != value):
@@ -236,16 +235,16 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     f"something else. Set {name} back, or set warm_start=False to start afresh."
                 )
 
-    def _warn_of_data(self, trials: Trials, of_counts: bool) -> None:
+    def _warn_of_data(self, trials: Trials, null_rates: np.ndarray, of_counts: bool) -> None:
         """Warn of what can hardly be meant, in all trials: it is named by its place in X."""
-        if of_counts and not self.null_rates_.any():
+        if of_counts and not null_rates.any():
             warnings.warn(
                 "X has no spikes at all: there is nothing to learn, and scores will be NaN. Look "
                 "at how it was counted (bin_size, window, units of spike times).",
                 UserWarning,
                 stacklevel=5,
             )
-        warn_of_artefacts(trials, self.null_rates_, of_counts, stacklevel=6)
+        warn_of_artefacts(trials, null_rates, of_counts, stacklevel=6)
 
     def _split(self, trials: Trials, seeds: list[int]) -> tuple[Trials, Trials | None]:
         """Trials to fit, and those to judge by when to stop or which model to keep."""
@@ -263,111 +262,99 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         )
         return trials.subset(np.sort(fit_rows)), trials.subset(np.sort(validation_rows))
 
-    def _member(self, training: Trials, seed: int, continued: bool, device: torch.device) -> Member:
+    def _member(
+        self,
+        training: Trials,
+        mean_counts: np.ndarray,
+        seed: int,
+        continued: bool,
+        device: torch.device,
+    ) -> Member:
+        """A network and initial conditions to begin with; ``mean_counts`` are in its units."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        if continued:
-            model, causes = self._continue(training, generator)
-        else:
-            model, causes = self._start(training, seed, generator)
-        model.to(device)
-        causes = causes.to(device)
-        return Member(
-            model, self._initial_conditions(model, training, causes, generator), generator
-        )
+        start = self._continue if continued else self._start
+        network, variables = start(training, mean_counts, seed, generator)
+        network.to(device)
+        conditions = self._initial_conditions(network, training, variables.to(device), generator)
+        return Member(network, conditions, generator)
 
     def _start(
-        self, training: Trials, seed: int, generator: torch.Generator
+        self, training: Trials, mean_counts: np.ndarray, seed: int, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
-        self.null_rates_ = training.mean_counts()
         likelihood = LIKELIHOODS[self.likelihood](training.n_neurons)
-        likelihood.learn_null(training, self._in_units_of_model(self.null_rates_))
-        model = self._build_model(generator, likelihood)
+        likelihood.learn_null(training, mean_counts)
+        network = self._build_network(mean_counts, self.n_inputs_in_, generator, likelihood)
         weight, z0 = pca_start(
             training,
             likelihood,
             self.n_latents,
-            model.dynamics.latent_scale,
+            network.dynamics.latent_scale,
             np.random.default_rng(seed),
         )
-        with torch.no_grad():
-            model.readout.weight.copy_(weight)
-        return model, z0
+        network.readout.start_at(weight)
+        return network, z0
 
     def _continue(
-        self, training: Trials, generator: torch.Generator
+        self, training: Trials, mean_counts: np.ndarray, seed: int, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
         """Go on from the last fit (``warm_start``), and from where its trials stood."""
-        with torch.no_grad():
-            # As of other trials: neurons that were silent in the last fit say nothing yet.
-            batches = self._chunks(self.model_, training, torch.device("cpu"))
-            # As many trials are most likely the same ones, and a start too many does no harm.
-            same = self.model_.encoder is None and len(training) == len(
-                self.training_initial_conditions_
-            )
-            causes = torch.cat([self._infer(*batch, of_training=same) for batch in batches], dim=1)
+        variables = self._fitted_model.infer_again(training)
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
-        model = self._build_model(generator)
-        model.load_state_dict(self.model_.state_dict())
-        # Weights stay those of the last fit, the null model becomes that of these trials, but for
-        # neurons of which they tell nothing.
-        self.null_rates_ = training.mean_counts(unobserved=self.null_rates_)
-        model.likelihood.relearn_null(training, self._in_units_of_model(self.null_rates_))
-        return model, causes.T.contiguous()
+        network = self._build_network(mean_counts, self.n_inputs_in_, generator)
+        network.load_state_dict(self.model_.state_dict())
+        network.likelihood.relearn_null(training, mean_counts)
+        return network, variables
 
-    def _build_model(
-        self, generator: torch.Generator | None, likelihood: Likelihood | None = None
+    def _build_network(
+        self,
+        mean_counts: np.ndarray,
+        n_inputs: int,
+        generator: torch.Generator | None,
+        likelihood: Likelihood | None = None,
     ) -> SequentialAutoencoder:
         """A fresh network with a readout of zeros; without a ``generator``, its shapes only."""
         device = "meta" if generator is None else "cpu"
-        n_neurons = len(self.null_rates_)
-        readout = Readout(torch.zeros(n_neurons, self.n_latents + 1, device=device))
+        n_neurons = len(mean_counts)
+        readout = LinearReadout(n_neurons, self.n_latents, device)
         if likelihood is None:
             likelihood = LIKELIHOODS[self.likelihood](n_neurons, device)
         dynamics = self._build_dynamics(generator)
-        encoder = self._build_encoder(likelihood, generator)
+        encoder = None
+        if self.inference == "amortized":
+            encoder = self._build_encoder(mean_counts, likelihood, generator)
         inputs = None
-        if self.n_inputs_in_ or self.n_inferred_inputs:
-            inputs = Inputs(self.n_latents, self.n_inputs_in_, self.n_inferred_inputs, generator)
-        model = SequentialAutoencoder(dynamics, readout, likelihood, encoder, inputs)
-        parameters = self.get_params(deep=False)
-        # The network does not depend on it, and an instance moves on.
-        parameters.pop("random_state", None)
-        # Copies, because a list may be changed in place.
-        model.built_with = copy.deepcopy(parameters)
-        return model
+        if n_inputs or self.n_inferred_inputs:
+            inputs = Inputs(self.n_latents, n_inputs, self.n_inferred_inputs, generator)
+        return SequentialAutoencoder(dynamics, readout, likelihood, encoder, inputs)
 
     def _build_encoder(
-        self, likelihood: Likelihood, generator: torch.Generator | None
-    ) -> Encoder | None:
-        if self.inference != "amortized":
-            return None
-        mean_counts = torch.from_numpy(self._in_units_of_model(self.null_rates_)).float()
+        self,
+        mean_counts: np.ndarray,
+        likelihood: Likelihood,
+        generator: torch.Generator | None,
+    ) -> Encoder:
+        means = torch.from_numpy(mean_counts).float()
         if generator is None:
-            mean_counts = mean_counts.to("meta")
+            means = means.to("meta")
         return Encoder(
-            mean_counts,
-            likelihood.spread(mean_counts),
+            means,
+            likelihood.spread(means),
             self.n_latents,
             self.encoder_size,
             self.dropout,
             generator,
         )
 
-    def _forget(self, names: Iterable[str]) -> None:
-        """Drop what an earlier fit learned, and this one may not."""
-        for name in names:
-            self.__dict__.pop(name, None)
-
     def _initial_conditions(
         self,
         model: SequentialAutoencoder,
         training: Trials,
-        causes: Tensor,
+        variables: Tensor,
         generator: torch.Generator,
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
         if model.encoder is None:
-            return FreeInitialConditions(causes, model, training, dropout, generator)
+            return FreeInitialConditions(variables, model, training, dropout, generator)
         return EncodedInitialConditions(
             model.encoder, training, self.coordinated_dropout, dropout, generator
         )
@@ -453,46 +440,50 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                     ConvergenceWarning,
                     stacklevel=5,
                 )
+        for stopper in state.stoppers:
+            stopper.restore_best()
+        if not any(member.is_finite() for member in state.members):
+            raise FloatingPointError(diverged("All weights became NaN", self.n_iter_))
         return finished
+
+    def _fitted(self, member: Member, null_rates: np.ndarray, units: Units) -> FittedModel:
+        """What a member has learned, but for the error of the model."""
+        settings = self.get_params(deep=False)
+        # The network does not depend on it, and an instance moves on.
+        settings.pop("random_state", None)
+        table = None
+        if isinstance(member.initial_conditions, FreeInitialConditions):
+            table = member.initial_conditions.z0.cpu().numpy().copy()
+        # Copies, because a list may be changed in place.
+        return FittedModel(member.model, copy.deepcopy(settings), null_rates, units, table)
 
     def _keep_best(
         self,
+        fitted: list[FittedModel],
         state: FitState,
         training: Trials,
         validation: Trials | None,
         device: torch.device,
     ) -> None:
         """Be the member that does best on ``validation``, if there are several."""
-        for stopper in state.stoppers:
-            stopper.restore_best()
-        lost = [not member.is_finite() for member in state.members]
-        if all(lost):
-            raise FloatingPointError(diverged("All weights became NaN", self.n_iter_))
         best = 0
-        if len(state.members) > 1:
+        if len(fitted) > 1:
             assert validation is not None
-            scores = []
-            for member in state.members:
-                self._infer_as(member)
-                scores.append(self._held_out(self._chunks(member.model, validation, device)))
-            self.init_scores_ = np.array(scores)
-            best = self._best_of(state, np.array(lost))
+            self.init_scores_ = np.array([model.score(validation, device) for model in fitted])
+            best = self._best_of(state)
         member = state.members[best]
-        self._infer_as(member)
+        variance = None
         if isinstance(member.initial_conditions, FreeInitialConditions):
-            causes = member.initial_conditions.table
-            self.model_variance_ = model_variance(member.model, training, causes)
-        self.model_ = member.model.cpu().requires_grad_(False)
-        for name, values in self.model_.likelihood.learned().items():
-            # Of signals, variances; of counts, dispersions, which have no unit.
-            unit = 1.0 if self._units is None else self.signal_scale_**2
-            setattr(self, name, values * unit)
+            variance = model_variance(member.model, training, member.initial_conditions.table)
+        member.model.cpu().requires_grad_(False)
+        self._fitted_model = replace(fitted[best], model_variance=variance)
         self.loss_curve_ = state.loss_curves[best]
         if state.stoppers:
             self.validation_scores_ = state.stoppers[best].scores
             self.best_validation_score_ = state.stoppers[best].best_score
 
-    def _best_of(self, state: FitState, lost: np.ndarray) -> int:
+    def _best_of(self, state: FitState) -> int:
+        lost = np.array([not member.is_finite() for member in state.members])
         if lost.any():
             warnings.warn(
                 f"{lost.sum()} of {len(lost)} models diverged, and their init_scores_ are NaN. "
@@ -512,15 +503,11 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         losses = [curve[-1] if curve else np.inf for curve in state.loss_curves]
         return int(np.argmin(np.where(lost, np.inf, losses)))
 
-    def _infer_as(self, member: Member) -> None:
-        if isinstance(member.initial_conditions, FreeInitialConditions):
-            z0 = member.initial_conditions.z0
-            self.training_initial_conditions_ = z0.cpu().numpy().copy()
-
     def _early_stopping(
         self,
         member: Member,
         validation: Trials | None,
+        mean_counts: np.ndarray,
         device: torch.device,
     ) -> EarlyStopping | None:
         if validation is None or not self.early_stopping:
@@ -529,7 +516,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         z0 = table = None
         if isinstance(initial_conditions, FreeInitialConditions):
             z0, table = initial_conditions.z0, initial_conditions.table
-        score = ValidationScore(model, validation, self._null_rates(device), z0)
+        null_rates = torch.from_numpy(mean_counts).float().to(device)
+        score = ValidationScore(model, validation, null_rates, z0)
         state = model.state_dict()
         if table is not None:
             state["initial conditions"] = table

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +13,6 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ._data.artefacts import warn_of_artefacts
-from ._data.batches import Batch
 from ._data.trials import Trials
 from ._data.validation import (
     check_count,
@@ -23,11 +21,8 @@ from ._data.validation import (
     check_simulated_inputs,
     check_trials,
 )
-from ._inference.memory import trials_at_once
-from ._inference.prior import Prior
-from ._inference.scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
-from ._inference.semi_amortized import best_start, better_start, refine
-from ._inference.uncertainty import inputs_with_std, latents_with_std, mean_output, rates_with_std
+from ._inference.fitted_model import FittedModel
+from ._inference.posterior import Posterior
 from ._model.autoencoder import SequentialAutoencoder
 from ._model.inputs import Inputs
 from ._saving.estimators import save
@@ -51,17 +46,28 @@ class FittedMixin:
     # Pipeline.score always routes it, as None, and asks that it be known.
     __metadata_request__score: ClassVar = {"sample_weight": None}
 
-    # Parameters, and what fit learns.
+    # A parameter, and what fit learns.
     device: str | torch.device
     n_inferred_inputs: int
-    max_refine_iter: int
+    n_inputs_in_: int
+    _fitted_model: FittedModel
     model_: SequentialAutoencoder
     null_rates_: np.ndarray
-    signal_mean_: np.ndarray
-    signal_scale_: np.ndarray
-    n_inputs_in_: int
-    training_initial_conditions_: np.ndarray
     model_variance_: float
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up what the fitted model has learned, which depends on its likelihood and kind."""
+        fitted = self.__dict__.get("_fitted_model")
+        learned = {} if fitted is None else fitted.learned()
+        if name in learned:
+            return learned[name]
+        # The usual error; that of a property, which has found nothing, if it is one.
+        return object.__getattribute__(self, name)
+
+    def __dir__(self):
+        """List what was learned, too."""
+        fitted = self.__dict__.get("_fitted_model")
+        return [*super().__dir__(), *({} if fitted is None else fitted.learned())]
 
     def transform(self, X, return_std=False, *, inputs=None):
         """Infer the latents of trials.
@@ -87,13 +93,14 @@ class FittedMixin:
         std : as latents
             Their standard deviations, only if ``return_std``.
         """
+        check_is_fitted(self)
         if return_std:
-            return self._with_std(X, inputs, latents_with_std)
-        return self._per_bin(
-            X,
-            inputs,
-            lambda model, causes, batch: model.rollout(causes, len(batch.counts), batch.inputs),
-        )
+            variance = self._fitted_model.model_variance
+            return self._per_bin(
+                X, inputs, lambda found: (found.latents, found.latent_std(variance))
+            )
+        (latents,) = self._per_bin(X, inputs, lambda found: (found.latents,))
+        return latents
 
     def predict(self, X, return_std=False, *, inputs=None):
         """Infer the firing rates of trials.
@@ -123,18 +130,16 @@ class FittedMixin:
         std : as rates
             Their standard deviations, only if ``return_std``.
         """
+        check_is_fitted(self)
+        units = self._fitted_model.units
         if return_std:
-            rates, std = self._with_std(X, inputs, rates_with_std)
-            return self._in_units_of_data(rates), self._in_units_of_data(std, spread=True)
-        return self._in_units_of_data(
-            self._per_bin(
-                X,
-                inputs,
-                lambda model, causes, batch: model.likelihood.rates(
-                    self._output(model, causes, batch)
-                ),
+            variance = self._fitted_model.model_variance
+            rates, std = self._per_bin(
+                X, inputs, lambda found: (found.rates, found.rate_std(variance))
             )
-        )
+            return _map(units.to_data, rates), _map(units.std_to_data, std)
+        (rates,) = self._per_bin(X, inputs, lambda found: (found.rates,))
+        return _map(units.to_data, rates)
 
     def inverse_transform(self, X):
         """Rates of given latents.
@@ -153,7 +158,8 @@ class FittedMixin:
         check_is_fitted(self)
         if isinstance(X, list | tuple) and all(np.ndim(latents) == 2 for latents in X):
             return [self.inverse_transform(latents) for latents in X]
-        return self._in_units_of_data(self._on_states(X, self._rates))
+        rates = self._on_states(X, lambda model, z: model.likelihood.rates(model.readout(z)).T)
+        return self._fitted_model.units.to_data(rates)
 
     def score(self, X, y=None, *, inputs=None):
         """Held-out bits per spike: higher is better, 0 is a constant rate per neuron.
@@ -194,7 +200,9 @@ class FittedMixin:
         ----------
         .. [1] Pei et al., "Neural Latents Benchmark '21", NeurIPS Datasets and Benchmarks 2021.
         """
-        score = self._held_out(self._batches(X, inputs))
+        with own_torch_state():
+            trials, device = self._checked(X, inputs, stacklevel=4)
+            score = self._fitted_model.score(trials, device)
         if np.isnan(score):
             warnings.warn(
                 "score is NaN: there is no spike among the entries of X that it hides from "
@@ -203,19 +211,6 @@ class FittedMixin:
                 stacklevel=2,
             )
         return score
-
-    def _held_out(self, batches: Iterable[tuple[SequentialAutoencoder, Batch]]) -> float:
-        """The score of trials, given the model and all batches of them."""
-        with own_torch_state():
-            sums = torch.zeros(2, dtype=torch.float64, device="cpu")
-            for model, batch in batches:
-                hidden = hidden_entries(batch, SCORE_FRACTION)
-                seen = batch.hide(hidden)
-                output = self._output(model, self._infer(model, seen), seen)
-                null_rates = self._null_rates(batch.counts.device)
-                sums += bits_gained(model.likelihood, output, null_rates, batch, hidden)
-        gain, n_units = sums.tolist()
-        return gain / n_units if n_units else float("nan")
 
     def initial_conditions(self, X, *, inputs=None):
         """Infer the initial condition of each trial: its latents in the first bin.
@@ -233,8 +228,10 @@ class FittedMixin:
             Initial conditions.
         """
         with own_torch_state():
-            causes = [self._infer(model, batch) for model, batch in self._batches(X, inputs)]
-            return torch.cat(causes, dim=1)[: self._n_fitted_latents].T.cpu().numpy()
+            trials = self._checked(X, inputs, stacklevel=4)
+            posteriors = self._fitted_model.posteriors(*trials)
+            found = [posterior.initial_conditions for posterior in posteriors]
+            return torch.cat(found, dim=1).T.cpu().numpy()
 
     @available_if(_infers_inputs)
     def infer_inputs(self, X, return_std=False, *, inputs=None):
@@ -259,16 +256,10 @@ class FittedMixin:
         std : as inferred
             Their standard deviations, only if ``return_std``.
         """
-        check_is_fitted(self)
         if return_std:
-            return self._with_std(
-                X, inputs, lambda model, prior, _, *trials: inputs_with_std(model, prior, *trials)
-            )
-        return self._per_bin(
-            X,
-            inputs,
-            lambda model, causes, batch: model.inputs_of_all_bins(causes, len(batch.counts)),
-        )
+            return self._per_bin(X, inputs, lambda found: (found.inputs, found.input_std()))
+        (inferred,) = self._per_bin(X, inputs, lambda found: (found.inputs,))
+        return inferred
 
     def forecast(self, X, n_bins, *, inputs=None):
         """Predict the rates in the bins that follow each trial.
@@ -295,16 +286,12 @@ class FittedMixin:
         n_bins = check_count(n_bins, "n_bins")
         ahead = []
         with own_torch_state():
-            for model, batch in self._batches(X, inputs, n_bins):
-                # Bins to come are bins that were not observed, of which the dynamics still tell.
-                longer = batch.longer(int(batch.lengths.max()) + n_bins)
-                rates = model.likelihood.rates(
-                    self._output(model, self._infer(model, longer), longer)
-                )
-                bins = batch.lengths[:, np.newaxis] + np.arange(n_bins)
-                rows = np.arange(len(batch))[:, np.newaxis]
-                ahead.append(rates.cpu().numpy()[bins, :, rows])
-        return self._in_units_of_data(np.concatenate(ahead))
+            trials, device = self._checked(X, inputs, n_bins, stacklevel=4)
+            for posterior in self._fitted_model.posteriors(trials, device, n_bins):
+                bins = posterior.batch.lengths[:, np.newaxis] + np.arange(n_bins)
+                rows = np.arange(len(bins))[:, np.newaxis]
+                ahead.append(posterior.rates.cpu().numpy()[bins, :, rows])
+        return self._fitted_model.units.to_data(np.concatenate(ahead))
 
     def simulate(self, z0, n_bins, *, inputs=None):
         """Let the dynamics run freely.
@@ -376,7 +363,6 @@ class FittedMixin:
         --------
         sklearn_sae.load : Gives the estimator back.
         """
-        # Not at the top: it needs the classes that are made from this one.
         save(self, path)
 
     def get_feature_names_out(self, input_features=None):
@@ -397,13 +383,13 @@ class FittedMixin:
 
     def __sklearn_is_fitted__(self):
         """Whether there is a model: a fit that failed may have left other attributes."""
-        return hasattr(self, "model_")
+        return "_fitted_model" in self.__dict__
 
     # ------------------------------------------------------------------ shared by all of these
 
     @property
     def _n_fitted_latents(self) -> int:
-        return self.model_.readout.weight.shape[1] - 1
+        return self.model_.readout.n_latents
 
     @property
     def input_matrix_(self) -> np.ndarray:
@@ -436,117 +422,37 @@ class FittedMixin:
             raise AttributeError("inputs are learned by fit")
         return self.model_.inputs
 
-    @property
-    def _units(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Centre and scale of Gaussian signals; none of counts, and of files of old versions."""
-        if not hasattr(self, "signal_mean_"):
-            return None
-        return self.signal_mean_, self.signal_scale_
-
-    def _in_units_of_model(self, values: np.ndarray) -> np.ndarray:
-        """Values ``(n_neurons,)`` of the data, as the network has them."""
-        if self._units is None:
-            return values
-        centre, scale = self._units
-        return (values - centre) / scale
-
-    def _in_units_of_data(self, values: Any, spread: bool = False) -> Any:
-        """Rates ``(..., n_neurons)`` of the network, or their standard deviations; or a list."""
-        if self._units is None:
-            return values
-        if isinstance(values, list):
-            return [self._in_units_of_data(each, spread) for each in values]
-        centre, scale = self._units
-        return values * scale if spread else values * scale + centre
-
-    def _null_rates(self, device: torch.device) -> Tensor:
-        return torch.from_numpy(self._in_units_of_model(self.null_rates_)).float().to(device)
-
-    def _batches(
-        self, X: Any, inputs: Any = None, n_ahead: int = 0
-    ) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
-        """The fitted model on its device, with one batch of checked trials after the other."""
+    def _checked(
+        self, X: Any, inputs: Any, n_ahead: int = 0, *, stacklevel: int
+    ) -> tuple[Trials, torch.device]:
+        """Checked trials, and the device to infer them on."""
         check_is_fitted(self)
         of_counts = self.model_.likelihood.of_counts
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
-        trials.units = self._units
-        warn_of_artefacts(trials, self.null_rates_, of_counts, stacklevel=5)
-        device = check_device(self.device)
-        model = self.model_ if device.type == "cpu" else copy.deepcopy(self.model_).to(device)
-        yield from self._chunks(model, trials, device, n_ahead)
-
-    def _chunks(
-        self, model: SequentialAutoencoder, trials: Trials, device: torch.device, n_ahead: int = 0
-    ) -> Iterator[tuple[SequentialAutoencoder, Batch]]:
-        null_rates = self._null_rates(device)
-        for batch in trials.chunks(trials_at_once(model, trials.n_bins + n_ahead), device):
-            yield model, without_silent(model.likelihood, null_rates, batch)
-
-    def _infer(
-        self, model: SequentialAutoencoder, batch: Batch, of_training: bool = False
-    ) -> Tensor:
-        """Causes ``(n_causes, n_trials)``.
-
-        ``of_training`` trials may also start from what ``fit`` learned of the trial in their place.
-        """
-        if model.encoder is not None:
-            return model.encoder(batch)
-        table, prior = self._learned_initial_conditions(model, batch.counts.device)
-        start = best_start(model, prior, batch, table.T)
-        if of_training:
-            start = better_start(model, prior, batch, start, table[batch.rows].T)
-        return refine(model, prior, batch, start, max_iter=self.max_refine_iter)
-
-    def _learned_initial_conditions(
-        self, model: SequentialAutoencoder, device: torch.device
-    ) -> tuple[Tensor, Prior]:
-        """Those of the training trials, one per row, and the prior they make for others."""
-        table = torch.from_numpy(self.training_initial_conditions_).to(device)
-        return table, Prior.from_samples(table, model.inputs)
-
-    def _output(self, model: SequentialAutoencoder, causes: Tensor, batch: Batch) -> Tensor:
-        """The readout's output, of posterior means if there are inferred inputs."""
-        if not model.inferring:
-            return model.output(causes, len(batch.counts), batch.inputs)
-        _, prior = self._learned_initial_conditions(model, batch.counts.device)
-        return mean_output(model, prior, batch, causes)
+        trials.units = self._fitted_model.units
+        warn_of_artefacts(trials, self.null_rates_, of_counts, stacklevel)
+        return trials, check_device(self.device)
 
     def _per_bin(
-        self,
-        X: Any,
-        inputs: Any,
-        compute: Callable[[SequentialAutoencoder, Tensor, Batch], Tensor],
-    ) -> np.ndarray | list[np.ndarray]:
-        pieces = []
+        self, X: Any, inputs: Any, compute: Callable[[Posterior], tuple[Tensor, ...]]
+    ) -> tuple[Any, ...]:
+        """What ``compute`` gives of every bin, as arrays or, if ``X`` is a list, lists of arrays.
+
+        Its tensors are ``(n_bins, n_values, n_trials)``.
+        """
         with own_torch_state():
-            for model, batch in self._batches(X, inputs):
-                values = compute(model, self._infer(model, batch), batch)
-                pieces.append(values.permute(2, 0, 1).cpu().numpy())
-        whole = np.concatenate(pieces)
+            trials = self._checked(X, inputs, stacklevel=5)
+            posteriors = self._fitted_model.posteriors(*trials)
+            pieces = [
+                [values.permute(2, 0, 1).cpu().numpy() for values in compute(posterior)]
+                for posterior in posteriors
+            ]
+        wholes = (np.concatenate(values) for values in zip(*pieces, strict=True))
         if not isinstance(X, list | tuple):
-            return whole
-        return [value[: len(trial)] for value, trial in zip(whole, X, strict=True)]
-
-    def _with_std(self, X: Any, inputs: Any, compute: Callable[..., Tensor]) -> tuple[Any, Any]:
-        """What ``compute`` gives for every bin, split into values and standard deviations."""
-        check_is_fitted(self)
-        if self.model_.encoder is not None:
-            raise ValueError(
-                "return_std=True needs the posterior of the initial conditions, which an encoder "
-                'does not give: this model was fitted with inference="amortized". Fit with '
-                'inference="semi-amortized".'
-            )
-
-        def both_of(model: SequentialAutoencoder, causes: Tensor, batch: Batch) -> Tensor:
-            _, prior = self._learned_initial_conditions(model, batch.counts.device)
-            return compute(model, prior, self.model_variance_, batch, causes)
-
-        both = self._per_bin(X, inputs, both_of)
-        if not isinstance(both, list):
-            values, std = np.split(both, 2, axis=-1)
-            return values, std
-        pairs = [np.split(trial, 2, axis=-1) for trial in both]
-        return [values for values, _ in pairs], [std for _, std in pairs]
+            return (*wholes,)
+        return tuple(
+            [trial[: len(given)] for trial, given in zip(whole, X, strict=True)] for whole in wholes
+        )
 
     def _on_states(
         self, z: Any, compute: Callable[[SequentialAutoencoder, Tensor], Tensor]
@@ -559,6 +465,7 @@ class FittedMixin:
             values = compute(self.model_, columns)
         return values.numpy().reshape(*states.shape[:-1], *values.shape[1:])
 
-    @staticmethod
-    def _rates(model: SequentialAutoencoder, z: Tensor) -> Tensor:
-        return model.likelihood.rates(model.readout(z)).T
+
+def _map(function: Callable[[np.ndarray], np.ndarray], values: Any) -> Any:
+    """Apply ``function`` to an array, or to each of a list of them."""
+    return [function(each) for each in values] if isinstance(values, list) else function(values)

@@ -11,13 +11,15 @@ import torch
 
 from sklearn_sae._data.batches import Batch
 from sklearn_sae._data.trials import Trials
+from sklearn_sae._inference.data_term import log_likelihood
+from sklearn_sae._inference.linearisation import linearise
 from sklearn_sae._inference.prior import Prior
-from sklearn_sae._inference.scoring import log_likelihood
+from sklearn_sae._inference.smoother import backward
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
 from sklearn_sae._model.dynamics import GRUCell, NeuralODE, RecurrentDynamics, TanhCell
 from sklearn_sae._model.likelihoods import LIKELIHOODS
 from sklearn_sae._model.mlp import MLP
-from sklearn_sae._model.readout import Readout
+from sklearn_sae._model.readout import LinearReadout
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -53,8 +55,22 @@ def make_model(
     scatter = LIKELIHOODS[likelihood](n_neurons)
     for name, learned in scatter.state_dict().items():
         learned.copy_(torch.rand(learned.shape, generator=generator) + (name != "centre") / 2)
-    model = SequentialAutoencoder(dynamics, Readout(weight), scatter, None)
+    model = SequentialAutoencoder(dynamics, readout_of(weight), scatter, None)
     return model.to(dtype).requires_grad_(False)
+
+
+def readout_of(weight):
+    readout = LinearReadout(len(weight), weight.shape[1] - 1)
+    readout.weight = torch.nn.Parameter(weight)
+    return readout
+
+
+def expand(model, prior, batch, variables, damping=None):
+    """Expand the log-posterior: its linearisation, the pass backwards, and the damping."""
+    latents = model.rollout(variables, len(batch.counts), batch.inputs)
+    linear = linearise(model, prior, batch, variables, latents, model.readout(latents))
+    damping = torch.zeros_like(latents[0, 0]) if damping is None else damping
+    return linear, backward(linear, damping), damping
 
 
 def make_problem(

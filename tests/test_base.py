@@ -1,5 +1,6 @@
 """How a fit goes: progress, going on, stopping, being interrupted, failing."""
 
+import copy
 import itertools
 import pickle
 import re
@@ -25,8 +26,10 @@ from sklearn_sae import NODESAE, RNNSAE, _base
 from sklearn_sae._data import trials as trials_module
 from sklearn_sae._data import validation
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference import memory, semi_amortized
+from sklearn_sae._inference import candidates, inference, memory
 from sklearn_sae._training import early_stopping, initialization
+from sklearn_sae.metrics import co_smoothing_score
+from sklearn_sae.plotting import RateDisplay
 
 
 def raise_in_backward(monkeypatch, error, n_before):
@@ -83,8 +86,8 @@ def test_warm_start_begins_where_the_trials_stood(node, spikes, driven, monkeypa
     first, last = node.loss_curve_[0], node.loss_curve_[-1]
     # Candidates that are few beside the trials, as they are in a large recording; and a refinement
     # would hide where it begins.
-    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES", 2)
-    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES_UNDER_INPUTS", 2)
+    monkeypatch.setattr(inference, "MOST_CANDIDATES", 2)
+    monkeypatch.setattr(candidates, "MOST_CANDIDATES_UNDER_INPUTS", 2)
     again = {"max_epochs": 1, "learning_rate": 1e-9, "horizon_growth": 0, "max_refine_iter": 0}
     node.set_params(**again).fit(spikes, inputs=inputs)
     assert node.loss_curve_[-1] < last + 0.02 * (first - last)
@@ -482,3 +485,31 @@ def test_early_stopping_that_never_begins_is_told(node, spikes):
         warnings.simplefilter("error")
         node.set_params(horizon_growth=0.9, max_epochs=3).fit(spikes)
     assert len(node.validation_scores_) == 1
+
+
+# ------------------------------------------------------------------ parameters set after fit
+
+
+@pytest.mark.parametrize("inference", ["semi-amortized", "amortized"])
+@pytest.mark.parametrize("likelihood", ["poisson", "gaussian"])
+def test_parameters_set_after_fit_change_no_answer(node, spikes, inference, likelihood):
+    node.set_params(inference=inference, likelihood=likelihood, max_epochs=2).fit(spikes)
+    other = copy.deepcopy(node).set_params(
+        inference="amortized" if inference == "semi-amortized" else "semi-amortized",
+        likelihood="gaussian" if likelihood == "poisson" else "poisson",
+        max_refine_iter=0,
+        n_latents=5,
+        n_inferred_inputs=1,
+    )
+    for method in ("transform", "predict", "score", "initial_conditions"):
+        answers = (getattr(each, method)(spikes) for each in (node, other))
+        np.testing.assert_array_equal(*answers, err_msg=method)
+    assert not hasattr(other, "infer_inputs")
+    if likelihood == "poisson":
+        assert co_smoothing_score(other, spikes) == co_smoothing_score(node, spikes)
+    else:
+        with pytest.raises(ValueError, match="Bits per spike need counts"):
+            co_smoothing_score(other, spikes)
+    display = RateDisplay.from_estimator(other, spikes)
+    assert (display.std is None) == (inference == "amortized")
+    assert display.of_counts == (likelihood == "poisson")

@@ -117,7 +117,7 @@ def uninterrupted(spikes):
 def assert_same(one, other):
     """All that two fits learned agrees to the last bit."""
     assert vars(one).keys() == vars(other).keys()
-    for name, value in vars(one).items():
+    for name, value in (vars(one) | one._fitted_model.learned()).items():
         if name == "model_":
             state, others = value.state_dict(), other.model_.state_dict()
             assert state.keys() == others.keys()

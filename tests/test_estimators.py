@@ -274,13 +274,14 @@ def test_inference_decides_what_is_learned(node, spikes):
 def test_max_refine_iter(node, spikes):
     node.fit(spikes[:18])
     bank = node.training_initial_conditions_
-    start = node.set_params(max_refine_iter=0).initial_conditions(spikes[18:])
+    node.set_params(max_refine_iter=0).fit(spikes[:18])
+    start = node.initial_conditions(spikes[18:])
     assert (start[:, np.newaxis] == bank).all(2).any(1).all()
 
     prior = Prior.from_samples(torch.from_numpy(bank))
 
     def log_posterior(max_refine_iter):
-        node.set_params(max_refine_iter=max_refine_iter)
+        node.set_params(max_refine_iter=max_refine_iter).fit(spikes[:18])
         rates = node.predict(spikes[18:])
         z0 = torch.from_numpy(node.initial_conditions(spikes[18:]))
         return (spikes[18:] * np.log(rates) - rates).sum() + float(prior.log_density(z0.T).sum())

@@ -7,7 +7,7 @@ from common import generator, make_model
 
 from sklearn_sae import NODESAE
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference.uncertainty import model_variance
+from sklearn_sae._inference.model_variance import model_variance
 from sklearn_sae._model.inputs import Inputs, InputStatistics
 
 # ------------------------------------------------------------------ what weights leave open

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from common import DYNAMICS, generator, log_posterior, make_model, make_problem
+from common import DYNAMICS, expand, generator, log_posterior, make_model, make_problem
 from conftest import SMALL
 from sklearn import config_context
 from sklearn.base import clone
@@ -15,9 +15,10 @@ from sklearn.model_selection import GridSearchCV
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae._data.batches import Batch
-from sklearn_sae._inference.expansion import Expansion
+from sklearn_sae._inference.newton import refine
+from sklearn_sae._inference.posterior import LaplacePosterior
 from sklearn_sae._inference.prior import Prior
-from sklearn_sae._inference.semi_amortized import refine
+from sklearn_sae._inference.smoother import covariances, newton_step
 from sklearn_sae._model.dynamics import NeuralODE
 from sklearn_sae._model.inputs import Inputs
 from sklearn_sae._model.mlp import MLP
@@ -42,7 +43,7 @@ def make_inputs(n_known=0, n_inferred=N_INFERRED, variance=(0.3, 0.05), correlat
 
 
 def make_driven(kind="ode", missing=0.0, likelihood="poisson"):
-    """A model with inferred inputs, and causes away from the posterior's mode."""
+    """A model with inferred inputs, and variables away from the posterior's mode."""
     model, prior, batch, z0 = make_problem(kind, missing=missing, likelihood=likelihood)
     model.inputs = make_inputs()
     prior = Prior(prior.mean, prior.precision, model.inputs)
@@ -52,22 +53,17 @@ def make_driven(kind="ode", missing=0.0, likelihood="poisson"):
     return model, prior, batch, torch.cat([0.5 * z0, inferred.double()])
 
 
-def expand(model, prior, batch, causes, damping=None):
-    latents = model.rollout(causes, N_BINS, batch.inputs)
-    return Expansion(model, prior, batch, causes, latents, model.readout(latents), damping)
-
-
-def dense(model, prior, batch, causes, trial):
-    """Gradient and precision of all causes of a trial, by automatic differentiation."""
-    leaf = causes.clone().requires_grad_()
+def dense(model, prior, batch, variables, trial):
+    """Gradient and precision of all variables of a trial, by automatic differentiation."""
+    leaf = variables.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
     of_prior = torch.autograd.functional.hessian(
-        lambda c: -prior.log_density(c[:, None]).sum(), causes[:, trial]
+        lambda c: -prior.log_density(c[:, None]).sum(), variables[:, trial]
     )
     jacobian = torch.autograd.functional.jacobian(
-        lambda c: model.output(c[:, None], N_BINS)[..., 0], causes[:, trial]
+        lambda c: model.output(c[:, None], N_BINS)[..., 0], variables[:, trial]
     )
-    information = model.output(causes, N_BINS)[..., trial].exp()
+    information = model.output(variables, N_BINS)[..., trial].exp()
     if batch.mask is not None:
         information = information * batch.mask[..., trial]
     of_spikes = torch.einsum("tni,tn,tnj->ij", jacobian, information, jacobian)
@@ -115,21 +111,22 @@ def test_gradients_reach_the_jumps(tableau):
 @pytest.mark.parametrize("kind", DYNAMICS)
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_newton_step_is_that_of_dense_algebra(kind, missing):
-    model, prior, batch, causes = make_driven(kind, missing)
-    step = expand(model, prior, batch, causes).newton_step()
+    model, prior, batch, variables = make_driven(kind, missing)
+    step = newton_step(*expand(model, prior, batch, variables))
     for trial in (0, 3):
-        gradient, precision = dense(model, prior, batch, causes, trial)
+        gradient, precision = dense(model, prior, batch, variables, trial)
         expected = torch.linalg.solve(precision, gradient)
         torch.testing.assert_close(step[:, trial], expected, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_covariances_are_those_of_dense_algebra(missing):
-    model, prior, batch, causes = make_driven(missing=missing)
-    found = expand(model, prior, batch, causes).covariances()[1]
-    covariance = torch.linalg.inv(dense(model, prior, batch, causes, 1)[1])
+    model, prior, batch, variables = make_driven(missing=missing)
+    linear, backwards, _ = expand(model, prior, batch, variables)
+    found = covariances(linear, backwards)[0][1]
+    covariance = torch.linalg.inv(dense(model, prior, batch, variables, 1)[1])
     sensitivity = torch.autograd.functional.jacobian(
-        lambda c: model.rollout(c[:, None], N_BINS)[..., 0], causes[:, 1]
+        lambda c: model.rollout(c[:, None], N_BINS)[..., 0], variables[:, 1]
     )
     of_latents = sensitivity @ covariance @ sensitivity.transpose(1, 2)
     torch.testing.assert_close(found[:, :3, :3], of_latents, rtol=1e-7, atol=1e-9)
@@ -143,14 +140,14 @@ def test_covariances_are_those_of_dense_algebra(missing):
 
 
 def test_statistics_are_expectations_under_the_posterior():
-    model, prior, batch, causes = make_driven()
-    found = expand(model, prior, batch, causes).input_statistics()
+    model, prior, batch, variables = make_driven()
+    found = LaplacePosterior(model, prior, batch, variables).input_statistics()
     inputs, totals = model.inputs, dict.fromkeys(("squares", "products", "news", "open"), 0.0)
     for trial in range(N_TRIALS):
-        covariance = torch.linalg.inv(dense(model, prior, batch, causes, trial)[1])
+        covariance = torch.linalg.inv(dense(model, prior, batch, variables, trial)[1])
         blocks = covariance[3:, 3:].reshape(N_BINS - 1, N_INFERRED, N_BINS - 1, N_INFERRED)
         second = torch.einsum("tisi->tsi", blocks)
-        mean = causes[3:, trial].reshape(N_BINS - 1, N_INFERRED)
+        mean = variables[3:, trial].reshape(N_BINS - 1, N_INFERRED)
         moments = second + mean[:, None] * mean[None]
         totals["squares"] += torch.einsum("tti->i", moments)
         totals["products"] += moments.diagonal(1).sum(-1)
@@ -172,9 +169,9 @@ def test_statistics_are_expectations_under_the_posterior():
 
 @pytest.mark.parametrize("kind", ["ode", "gru"])
 def test_refinement_finds_the_mode(kind):
-    model, prior, batch, causes = make_driven(kind, missing=0.2)
-    before = log_posterior(model, prior, batch, causes)
-    refined = refine(model, prior, batch, causes, max_iter=50, tol=1e-10)
+    model, prior, batch, variables = make_driven(kind, missing=0.2)
+    before = log_posterior(model, prior, batch, variables)
+    refined = refine(model, prior, batch, variables, max_iter=50, tol=1e-10)
     assert (log_posterior(model, prior, batch, refined) > before).all()
     leaf = refined.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
@@ -182,10 +179,10 @@ def test_refinement_finds_the_mode(kind):
 
 
 def test_damping_shortens_every_step():
-    model, prior, batch, causes = make_driven()
-    free = expand(model, prior, batch, causes).newton_step()
-    damped = expand(model, prior, batch, causes, torch.full((N_TRIALS,), 1e4).double())
-    assert (damped.newton_step().norm(dim=0) < 1e-2 * free.norm(dim=0)).all()
+    model, prior, batch, variables = make_driven()
+    free = newton_step(*expand(model, prior, batch, variables))
+    damped = expand(model, prior, batch, variables, torch.full((N_TRIALS,), 1e4).double())
+    assert (newton_step(*damped).norm(dim=0) < 1e-2 * free.norm(dim=0)).all()
 
 
 # --- the prior -----------------------------------------------------------------------------------
@@ -217,22 +214,21 @@ def test_evidence_finds_variance_and_correlation(first):
     for t in range(1, n_bins - 1):
         news = true_std * (1 - true_correlation**2) ** 0.5 * rng.normal(size=n_trials)
         u[t, 0] = true_correlation * u[t - 1, 0] + news
-    causes = torch.from_numpy(
+    variables = torch.from_numpy(
         np.concatenate([0.5 * rng.normal(size=(3, n_trials)), u.reshape(-1, n_trials)])
     )
     model.readout.weight.mul_(0.3)
-    counts = rng.poisson(model.rates(causes, n_bins).permute(2, 0, 1).numpy())
+    counts = rng.poisson(model.rates(variables, n_bins).permute(2, 0, 1).numpy())
     trials = sklearn_sae._data.trials.Trials(counts, has_missing=False)
     batch = trials.batch(np.arange(n_trials), torch.device("cpu"))
     batch.counts.data = batch.counts.double()
     precision = 4 * torch.eye(3).double()
-    found, damping = causes[:3].clone(), torch.full((n_trials,), 1e-2).double()
+    found, damping = variables[:3].clone(), torch.full((n_trials,), 1e-2).double()
     for _ in range(60):
         prior = Prior(torch.zeros(3).double(), precision, model.inputs)
         found = refine(model, prior, batch, found, max_iter=3, damping=damping)
-        latents = model.rollout(found, n_bins)
-        expansion = Expansion(model, prior, batch, found, latents, model.readout(latents))
-        model.inputs.learn_prior(expansion.input_statistics(), sparing=False)
+        statistics = LaplacePosterior(model, prior, batch, found).input_statistics()
+        model.inputs.learn_prior(statistics, sparing=False)
     assert abs(model.inputs.variance[0].sqrt() - true_std) < 0.1 * true_std
     assert abs(model.inputs.correlation[0] - true_correlation) < 0.1
     assert model.inputs.variance[1].sqrt() < 0.1 * true_std
@@ -484,20 +480,18 @@ def test_warm_start_goes_on_with_the_inferred_inputs(pushed):
 
 
 def test_bins_after_the_end_of_a_trial_say_nothing_of_inputs():
-    model, prior, batch, causes = make_driven()
+    model, prior, batch, variables = make_driven()
     short = batch.only(torch.tensor([0, 1]))
     mask = torch.ones_like(short.counts, dtype=torch.bool)
     mask[7:] = False
     cut = Batch(short.counts[:7], None, np.full(2, 7), short.rows)
     padded = Batch(short.counts * mask, mask, np.full(2, 7), short.rows)
     rows = 3 + N_INFERRED * 6
-    few = causes[:rows, :2]
+    few = variables[:rows, :2]
     u = few[3:].unflatten(0, (6, N_INFERRED))
     longer = torch.cat([few[:3], model.inputs.continued(u, 5).flatten(0, 1)])
-    found = expand(model, prior, padded, longer).input_statistics()
-    latents = model.rollout(few, 7)
-    expansion = Expansion(model, prior, cut, few, latents, model.readout(latents))
-    expected = expansion.input_statistics()
+    found = LaplacePosterior(model, prior, padded, longer).input_statistics()
+    expected = LaplacePosterior(model, prior, cut, few).input_statistics()
     for name in ("squared_innovations", "determined", "squares", "products"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name))
     assert (found.n_squares, found.n_products) == (expected.n_squares, expected.n_products)

@@ -17,8 +17,9 @@ from sklearn.base import clone
 from sklearn_sae import NODESAE, load
 from sklearn_sae._data.trials import Trials
 from sklearn_sae._data.validation import check_trials
-from sklearn_sae._inference.scoring import bits_gained, hidden_entries, log_likelihood, mean_loss
-from sklearn_sae._inference.uncertainty import model_variance
+from sklearn_sae._inference.data_term import log_likelihood, mean_loss
+from sklearn_sae._inference.model_variance import model_variance
+from sklearn_sae._inference.scoring import bits_gained, hidden_entries
 from sklearn_sae._model.likelihoods import LIKELIHOODS, NegativeBinomial, Poisson
 from sklearn_sae._training.early_stopping import ValidationScore
 from sklearn_sae.metrics import rate_r2
@@ -369,7 +370,7 @@ def test_the_null_model_scores_zero(est, name):
     with torch.no_grad():
         null.model_.readout.weight.zero_()
         likelihood = null.model_.likelihood
-        null_output = likelihood.null_output(null._null_rates(torch.device("cpu")))
+        null_output = likelihood.null_output(null._fitted_model._null_rates(torch.device("cpu")))
         null.model_.readout.weight[:, -1:] = null_output
         likelihood.dispersion.copy_(likelihood.null_dispersion)
     X = oscillation(name, 20, 1)[0]
@@ -393,7 +394,7 @@ def test_model_variance_sees_errors_that_last(est, name):
     _, rates = oscillation(name, 100, 0)
     drifting = rates * np.exp(drift) if name == "negative_binomial" else rates + 3 * drift
     trials = check_trials(est, draw(name, drifting, TRUE, rng), reset=False, of_counts=False)
-    trials.units = est._units
+    trials.units = est._fitted_model.units
     table = torch.from_numpy(est.training_initial_conditions_)
     found = model_variance(est.model_, trials, table)
     scale = 1 if name == "negative_binomial" else np.sqrt(est.null_variance_)

@@ -3,16 +3,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+from common import readout_of
 
 from sklearn_sae._data.trials import Trials
+from sklearn_sae._inference.data_term import log_likelihood, mean_loss
 from sklearn_sae._inference.prior import Prior
-from sklearn_sae._inference.scoring import log_likelihood, mean_loss
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
 from sklearn_sae._model.dynamics import NeuralODE
 from sklearn_sae._model.encoder import Encoder
 from sklearn_sae._model.likelihoods import Poisson
 from sklearn_sae._model.mlp import MLP
-from sklearn_sae._model.readout import Readout
 from sklearn_sae._training import initial_conditions, optimizers
 from sklearn_sae._training.initial_conditions import EncodedInitialConditions, FreeInitialConditions
 from sklearn_sae._training.initialization import pca_start
@@ -46,7 +46,7 @@ class Setup:
         if inference == "encoded":
             mean = torch.from_numpy(self.trials.mean_counts()).float()
             encoder = Encoder(mean, likelihood.spread(mean), 2, 8, dropout, self.generator)
-        self.model = SequentialAutoencoder(dynamics, Readout(weight), likelihood, encoder)
+        self.model = SequentialAutoencoder(dynamics, readout_of(weight), likelihood, encoder)
         if encoder is None:
             self.initial_conditions = FreeInitialConditions(
                 table, self.model, self.trials, dropout, self.generator

@@ -3,10 +3,11 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from common import readout_of
 from scipy.linalg import subspace_angles
 
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._model.likelihoods import Gaussian, Poisson
+from sklearn_sae._model.likelihoods import Gaussian, Likelihood, Poisson
 from sklearn_sae._model.readout import Readout
 from sklearn_sae._training import initialization
 from sklearn_sae._training.initialization import _principal_components, pca_start
@@ -32,8 +33,8 @@ def start(array, n_latents, latent_scale=1.0, seed=0):
 def test_readout_is_affine_at_every_bin():
     weight, latents = torch.randn(4, 3), torch.randn(5, 2, 6)
     expected = torch.einsum("nd,tdi->tni", weight[:, :2], latents) + weight[:, 2, None]
-    torch.testing.assert_close(Readout(weight)(latents), expected)
-    torch.testing.assert_close(Readout(weight)(latents[0]), expected[0])
+    torch.testing.assert_close(readout_of(weight)(latents), expected)
+    torch.testing.assert_close(readout_of(weight)(latents[0]), expected[0])
 
 
 def test_the_subspace_of_noiseless_log_rates_is_found():
@@ -54,7 +55,7 @@ def test_a_gaussian_starts_from_the_values_themselves():
     scaled = weight * (np.arange(1, 13) / values.std((0, 1)))[:, np.newaxis]
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), scaled)).max() < 1
     assert not found[:, 2].any()
-    first = likelihood.rates(Readout(found)(z0.T)).detach().numpy().T
+    first = likelihood.rates(readout_of(found)(z0.T)).detach().numpy().T
     assert np.corrcoef((first - mean).ravel(), (values[:, 0] - mean).ravel())[0, 1] > 0.95
 
 
@@ -88,7 +89,7 @@ def test_latents_beyond_the_signal_do_not_start_as_noise():
 def test_initial_conditions_give_the_first_bins_rates():
     rates, _, _ = low_rank()
     weight, z0 = start(rates, 2)
-    log_rates = Readout(weight)(z0.T).detach().numpy().T
+    log_rates = readout_of(weight)(z0.T).detach().numpy().T
     true = np.log(rates[:, 0])
     assert np.corrcoef(log_rates.ravel(), true.ravel())[0, 1] > 0.95
 
@@ -173,7 +174,7 @@ def test_a_large_recording_is_sampled(monkeypatch):
     assert read[0] == 70
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
     # A principal component's sign is arbitrary, so compare what is read out.
-    ours, all_trials = Readout(found)(z0.T), Readout(expected)(z0_expected.T)
+    ours, all_trials = readout_of(found)(z0.T), readout_of(expected)(z0_expected.T)
     torch.testing.assert_close(ours, all_trials, rtol=0, atol=0.3)
 
 
@@ -211,7 +212,7 @@ def test_many_neurons_cost_no_decomposition_of_that_size(monkeypatch):
     rates, weight, _ = low_rank(n_trials=4, n_bins=30, n_neurons=400)
     found, z0 = start(rates, 2)
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), weight)).max() < 1
-    log_rates = Readout(found)(z0.T).detach().numpy().T
+    log_rates = readout_of(found)(z0.T).detach().numpy().T
     assert np.corrcoef(log_rates.ravel(), np.log(rates[:, 0]).ravel())[0, 1] > 0.9
     # Of a single trial that is too long, bins are drawn.
     monkeypatch.setattr(initialization, "MOST_VALUES_FOR_PCA", 50 * 60)
@@ -226,3 +227,87 @@ def test_the_seed_decides():
     for ours, again in zip(start(rates, 5), start(rates, 5), strict=True):
         assert torch.equal(ours, again)
     assert not torch.equal(start(rates, 5)[0], start(rates, 5, seed=1)[0])
+
+
+# ------------------------------------------------------------------ what any readout gives
+
+
+class Bent(Readout):
+    """Not linear, and only as much of a readout as the class asks for."""
+
+    def __init__(self, weight):
+        super().__init__(len(weight), weight.shape[1])
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, latents):
+        return (self.weight @ latents).tanh()
+
+    def jacobian(self, latents):
+        slope = 1 - self(latents) ** 2
+        return slope[:, :, None] * self.weight[:, :, None]
+
+    def start_at(self, weight):
+        raise NotImplementedError
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def of_latents(rng):
+    latents = torch.from_numpy(rng.normal(size=(4, 3, 5)))
+    score, information = torch.from_numpy(rng.random((2, 4, 6, 5)))
+    root = torch.from_numpy(rng.normal(size=(5, 4, 3, 3)))
+    return latents, score, information, root @ root.mT
+
+
+def test_a_linear_readout_has_the_formulas_of_any(rng, of_latents):
+    latents, score, information, covariance = of_latents
+    readout = readout_of(torch.from_numpy(rng.normal(size=(6, 4)))).requires_grad_(False)
+    for ours, general in zip(
+        readout.pullback(latents, score, information),
+        Readout.pullback(readout, latents, score, information),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, general)
+    torch.testing.assert_close(
+        readout.output_variance(latents, covariance),
+        Readout.output_variance(readout, latents, covariance),
+    )
+    general = Readout.unit_covariance(readout, latents)
+    torch.testing.assert_close(readout.unit_covariance(latents).expand_as(general), general)
+
+
+def test_any_readout_pulls_back_and_carries_variance(rng, of_latents):
+    latents, score, information, covariance = of_latents
+    readout = Bent(torch.from_numpy(rng.normal(size=(6, 3)))).requires_grad_(False)
+    leaf = latents.clone().requires_grad_()
+    (expected,) = torch.autograd.grad((score * readout(leaf)).sum(), leaf)
+    gradient, fisher = readout.pullback(latents, score, information)
+    torch.testing.assert_close(gradient, expected.permute(0, 2, 1))
+    variance = readout.output_variance(latents, covariance)
+    for t, k in ((0, 0), (3, 4)):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda z: readout(z[None, :, None])[0, :, 0], latents[t, :, k]
+        )
+        weighted = jacobian.T @ torch.diag(information[t, :, k]) @ jacobian
+        torch.testing.assert_close(fisher[t, k], weighted)
+        carried = (jacobian @ covariance[k, t] @ jacobian.T).diagonal()
+        torch.testing.assert_close(variance[t, :, k], carried)
+    unit = readout.output_variance(latents, readout.unit_covariance(latents))
+    torch.testing.assert_close(unit.mean(1), torch.ones_like(unit[:, 0]))
+
+
+def test_an_incomplete_readout_or_likelihood_fails_when_it_is_made():
+    class Half(Readout):
+        def forward(self, latents):
+            return latents
+
+    class Nothing(Likelihood):
+        pass
+
+    for make in (lambda: Half(3, 2), lambda: Nothing(3)):
+        with pytest.raises(TypeError, match="abstract"):
+            make()

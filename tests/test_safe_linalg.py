@@ -6,17 +6,11 @@ import torch
 from common import CPU, batch_of, generator, make_problem
 
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference.expansion import Expansion
+from sklearn_sae._inference.model_variance import model_variance
+from sklearn_sae._inference.newton import refine
+from sklearn_sae._inference.posterior import LaplacePosterior
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._inference.safe_linalg import safe_cholesky
-from sklearn_sae._inference.semi_amortized import refine
-from sklearn_sae._inference.uncertainty import (
-    inputs_with_std,
-    latents_with_std,
-    mean_output,
-    model_variance,
-    rates_with_std,
-)
 from sklearn_sae._model.inputs import Inputs
 
 
@@ -78,33 +72,32 @@ CASES = [
 
 @pytest.mark.parametrize(("likelihood", "activation", "factor", "n_bins"), CASES)
 def test_uncertainty_of_stretching_dynamics(likelihood, activation, factor, n_bins):
-    model, prior, counts, causes = stretched(likelihood, activation, factor, n_bins)
+    model, prior, counts, variables = stretched(likelihood, activation, factor, n_bins)
     batch = batch_of(counts, torch.float32)
-    first = Expansion.at(model, prior, batch, causes).covariances()[:, 0]
+    posterior = LaplacePosterior(model, prior, batch, variables)
+    first = posterior.latent_covariances[:, 0]
     # Spikes can only add to what the prior tells.
     assert (first.diagonal(dim1=1, dim2=2) > 0).all()
     widest = 1 / torch.linalg.eigvalsh(prior.precision)[0]
     assert (torch.linalg.eigvalsh(first) < 1.001 * widest).all()
-    _, std = latents_with_std(model, prior, 0.1, batch, causes).split(3, dim=1)
-    assert std.isfinite().all()
-    rates, std = rates_with_std(model, prior, 0.1, batch, causes).split(6, dim=1)
-    assert not std[rates.isfinite()].isnan().any()
+    assert posterior.latent_std(0.1).isfinite().all()
+    assert not posterior.rate_std(0.1)[posterior.rates.isfinite()].isnan().any()
     trials = Trials(counts, has_missing=False)
-    assert np.isfinite(model_variance(model, trials, causes.T.contiguous()))
+    assert np.isfinite(model_variance(model, trials, variables.T.contiguous()))
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
 def test_inferred_inputs_of_stretching_dynamics(factor):
-    model, prior, counts, causes = stretched("poisson", "relu", factor, n_bins=100)
+    model, prior, counts, variables = stretched("poisson", "relu", factor, n_bins=100)
     model.inputs = Inputs(3, 0, 2, generator()).requires_grad_(False)
     model.inputs.variance.fill_(0.5)
     prior = Prior(prior.mean, prior.precision, model.inputs)
     batch = batch_of(counts, torch.float32)
-    found = refine(model, prior, batch, causes, max_iter=2)
-    _, std = inputs_with_std(model, prior, batch, found).split(2, dim=1)
-    assert (std <= 1.001 * 0.5**0.5).all()  # false of NaN
-    mean_output(model, prior, batch, found)
-    Expansion.at(model, prior, batch, found).input_statistics()
+    found = refine(model, prior, batch, variables, max_iter=2)
+    posterior = LaplacePosterior(model, prior, batch, found)
+    assert (posterior.input_std() <= 1.001 * 0.5**0.5).all()  # false of NaN
+    assert posterior.mean_output.shape == batch.counts.shape
+    posterior.input_statistics()
 
 
 def test_a_prior_of_samples_that_overflow_is_no_error():
@@ -113,7 +106,7 @@ def test_a_prior_of_samples_that_overflow_is_no_error():
 
 
 def test_model_variance_of_a_lost_model_is_no_error():
-    model, _, counts, causes = stretched(n_bins=5, n_trials=4)
+    model, _, counts, variables = stretched(n_bins=5, n_trials=4)
     trials = Trials(counts, has_missing=False)
     variance = model_variance(model, trials, torch.full((4, 3), torch.nan, device=CPU))
     assert np.isfinite(variance)

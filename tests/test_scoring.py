@@ -9,7 +9,8 @@ from scipy.special import gammaln
 from scipy.stats import poisson
 
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference.scoring import bits_gained, hidden_entries, log_likelihood, mean_loss
+from sklearn_sae._inference.data_term import log_likelihood, mean_loss
+from sklearn_sae._inference.scoring import bits_gained, hidden_entries
 from sklearn_sae._model.likelihoods import Poisson
 
 CPU = torch.device("cpu")

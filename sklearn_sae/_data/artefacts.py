@@ -31,7 +31,7 @@ def warn_of_artefacts(trials: Trials, rates: np.ndarray, of_counts: bool, stackl
     of y and a mean of m. Neurons without a spike in ``fit``, of rate zero, are not looked at. Of
     signals it is half the square in standard deviations, if these are known.
     """
-    of_signals = trials.units is not None
+    of_signals = trials.units.centre is not None
     if not (of_counts or of_signals):
         return
     known = (rates > 0) | of_signals
@@ -76,4 +76,4 @@ def warn_of_artefacts(trials: Trials, rates: np.ndarray, of_counts: bool, stackl
 def _sizes(trials: Trials, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """Counts, or how many standard deviations signals are from the mean; and their mask."""
     values, observed = trials.read(rows)
-    return (values if trials.units is None else np.abs(values)), observed
+    return (values if trials.units.centre is None else np.abs(values)), observed

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .batches import Batch
+from .units import Units
 
 __all__ = ["Trials"]
 
@@ -48,7 +49,7 @@ class Trials:
         self.n_neurons: int = data[0].shape[-1]
         #: Of Gaussian signals, ``(centre, scale)`` of the neurons in float64: what is read is in
         #: these units, so that no digit is lost when it becomes float32; so are subsets.
-        self.units: tuple[np.ndarray, np.ndarray] | None = None
+        self.units = Units()
         # An array's trials are all equally long.
         self.n_bins: int = max(map(len, data))
         self.inputs = inputs
@@ -68,9 +69,8 @@ class Trials:
         Counts are zero where they were not. Those of Gaussian signals are in ``units``.
         """
         counts, observed = self.stored(rows, n_bins)
-        if self.units is not None:
-            centre, scale = self.units
-            counts = (counts - centre) / scale  # float64, whatever the data are
+        if self.units.centre is not None:
+            counts = self.units.to_network(counts)  # float64, whatever the data are
             if observed is not None:
                 counts[~observed] = 0.0
         return counts, observed
@@ -124,7 +124,7 @@ class Trials:
             )
         return np.where(n_observed > 0, total / np.maximum(n_observed, 1), unobserved)
 
-    def find_units(self) -> tuple[np.ndarray, np.ndarray]:
+    def find_units(self) -> Units:
         """Mean and standard deviation of each neuron; 1 for one that is constant.
 
         Raises ValueError if a neuron varies by less than its dtype can tell, or its variance is
@@ -148,7 +148,7 @@ class Trials:
                 f"neuron {i}: a standard deviation of {scale[i]:.3g} around {centre[i]:.6g}. "
                 "Subtract the offset before it is stored with the signal, in a wider dtype."
             )
-        return centre, np.where(varies, scale, 1.0)
+        return Units(centre, np.where(varies, scale, 1.0))
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         """Mean and standard deviation of each neuron, whether it varies, and the coarsest eps."""

@@ -25,8 +25,15 @@ def most_values(device: torch.device) -> int:
 
 def trials_at_once(model: SequentialAutoencoder, n_bins: int) -> int:
     """How many trials a refinement can take together within ``most_values``."""
-    n_neurons, n_latents = len(model.readout.weight), model.readout.n_latents
+    n_neurons, n_latents = model.readout.n_neurons, model.readout.n_latents
     n_states = n_latents + model.n_inferred
-    widest = max(len(weight) for weight in model.dynamics.parameters())
+    # Rows of a weight are hidden units; a scalar has none.
+    weights = [*model.dynamics.parameters()]
+    widest = max((len(weight) for weight in weights if weight.ndim), default=1)
     per_bin = 4 * n_states**2 + 2 * n_latents * widest + 6 * n_neurons
-    return max(1, min(MOST_TRIALS, most_values(model.readout.weight.device) // (n_bins * per_bin)))
+    return max(
+        1,
+        min(
+            MOST_TRIALS, most_values(next(model.readout.parameters()).device) // (n_bins * per_bin)
+        ),
+    )

@@ -1,4 +1,4 @@
-"""Masked log-likelihood, and held-out bits."""
+"""Held-out bits: which entries are hidden from inference, and what they are worth."""
 
 from __future__ import annotations
 
@@ -10,37 +10,12 @@ from torch import Tensor
 
 from .._data.batches import Batch
 from .._model.likelihoods import Likelihood
+from .data_term import whole_log_likelihood
 
-__all__ = ["bits_gained", "hidden_entries", "log_likelihood", "mean_loss", "without_silent"]
+__all__ = ["bits_gained", "hidden_entries", "without_silent"]
 
 SCORE_SEED = 0
 SCORE_FRACTION = 0.2
-
-
-def log_likelihood(
-    likelihood: Likelihood,
-    output: Tensor,
-    counts: Tensor,
-    mask: Tensor | None,
-    dtype: torch.dtype | None = None,
-) -> Tensor:
-    """Log-likelihood of every trial over its observed entries, but for its normaliser.
-
-    ``output`` of the readout, ``counts`` and ``mask`` are ``(n_bins, [n_models,] n_neurons,
-    n_trials)``. Entries are added up in ``dtype``, by default their own.
-    """
-    if mask is not None:
-        # Before the exponential: rates may overflow where nothing was observed, and inf * 0 is NaN.
-        output = output.masked_fill(~mask, 0.0)
-    terms = likelihood.log_density(output, counts)
-    if mask is not None:
-        terms = terms * mask
-    return terms.sum(dim=(0, -2), dtype=dtype)
-
-
-def mean_loss(likelihood: Likelihood, output: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood per observed entry: what training minimises; one of each model."""
-    return -_whole(likelihood, output, batch, batch.mask).sum(-1) / batch.n_observed()
 
 
 def hidden_entries(batch: Batch, fraction: float) -> Tensor:
@@ -83,14 +58,8 @@ def bits_gained(
     if likelihood.of_counts:
         entries = entries & (null_rates > 0)[:, None]
     null = likelihood.null_output(null_rates).expand_as(output)
-    gain = _whole(likelihood, output, batch, entries) - _whole(
+    gain = whole_log_likelihood(likelihood, output, batch, entries) - whole_log_likelihood(
         likelihood.null(), null, batch, entries
     )
     units = likelihood.n_units(batch.counts, entries)
     return torch.stack([gain.sum() / math.log(2), units]).cpu().double()
-
-
-def _whole(likelihood: Likelihood, output: Tensor, batch: Batch, mask: Tensor | None) -> Tensor:
-    return log_likelihood(likelihood, output, batch.counts, mask) + likelihood.normaliser(
-        batch.counts, mask
-    )

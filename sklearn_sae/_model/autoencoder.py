@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .dynamics import Dynamics, rollouts
 from .encoder import Encoder
@@ -38,8 +38,6 @@ class SequentialAutoencoder(nn.Module):
         self.likelihood = likelihood
         self.encoder = encoder
         self.inputs = inputs
-        #: The estimator's parameters at that time: ``set_params`` may have changed them since.
-        self.built_with: dict[str, Any] = {}
 
     @property
     def n_inferred(self) -> int:
@@ -127,5 +125,6 @@ def outputs(
         strict=True,
     )
     latents = rollouts([model.dynamics for model in models], z0, n_bins, kicks)
-    weight = torch.stack([model.readout.weight for model in models])
-    return weight[..., :-1] @ latents + weight[..., -1:]
+    readouts = [dict(model.readout.named_parameters()) for model in models]
+    weights = {name: torch.stack([own[name] for own in readouts]) for name in readouts[0]}
+    return functional_call(models[0].readout, weights, (latents,))

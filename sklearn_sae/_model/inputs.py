@@ -100,6 +100,45 @@ class Inputs(nn.Module):
         news = inferred[1:] - self.correlation[:, None] * inferred[:-1]
         return torch.cat([first, news / self.innovation_std[:, None]])
 
+    def statistics(
+        self, inferred: Tensor, variance: Tensor, with_next: Tensor, lengths: Tensor
+    ) -> InputStatistics:
+        """Sums, up to each trial's last observed bin, from which the prior is learned.
+
+        Parameters
+        ----------
+        inferred : Tensor of shape (n_bins - 1, n_inferred, n_trials)
+            Posterior means of the inputs.
+        variance : Tensor of shape (n_trials, n_bins - 1, n_inferred)
+            Their posterior variances.
+        with_next : Tensor of shape (n_trials, n_bins - 2, n_inferred)
+            Their posterior covariances with themselves in the next bin.
+        lengths : Tensor of shape (n_trials,)
+            Bins up to each trial's last observed one.
+        """
+        phi, n_bins = self.correlation, len(inferred) + 1
+        news = variance[:, 1:] - 2 * phi * with_next + phi**2 * variance[:, :-1]
+        open_share = torch.cat(
+            [variance[:, :1] / self.variance, news / self.innovation_std**2], dim=1
+        )
+        u = inferred.permute(2, 0, 1)
+        innovations = self.innovations(inferred).permute(2, 0, 1)
+        # An input moves the bin that follows; beyond the last, everything may overflow.
+        bins = torch.arange(1, n_bins, device=u.device)
+        within = (bins < lengths[:, None])[..., None]
+
+        def total(values: Tensor, where: Tensor) -> Tensor:
+            return values.masked_fill(~where, 0.0).sum((0, 1))
+
+        return InputStatistics(
+            total(innovations.square(), within),
+            total(1 - open_share, within),
+            total(variance + u**2, within),
+            total(with_next + u[:, 1:] * u[:, :-1], within[:, 1:]),
+            int(within.sum()),
+            int(within[:, 1:].sum()),
+        )
+
     def continued(self, inferred: Tensor, n_more: int) -> Tensor:
         """With the prior mean, given the last bin, for bins that follow."""
         bins = torch.arange(1, n_more + 1, device=inferred.device)

@@ -44,8 +44,11 @@ def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> 
 def affine(weight: Tensor, x: Tensor) -> Tensor:
     """Apply ``weight``, with the bias in its last column, to ``x``.
 
-    That is ``(n_in, n_trials)`` or ``(n_bins, n_in, n_trials)``.
+    That is ``(n_in, n_trials)`` or ``(n_bins, n_in, n_trials)``. Weights of several models,
+    ``(n_models, n_out, n_in + 1)``, are applied to ``(n_bins, n_models, n_in, n_trials)``.
     """
+    if weight.ndim == 3:
+        return weight[..., :-1] @ x + weight[..., -1:]
     if x.ndim == 2:
         return torch.addmm(weight[:, -1:], weight[:, :-1], x)
     return torch.baddbmm(weight[:, -1:], weight[:, :-1].expand(len(x), -1, -1), x)

@@ -11,6 +11,8 @@ import sklearn
 import torch
 from sklearn.utils.validation import check_is_fitted
 
+from .._data.units import Units
+from .._inference.fitted_model import FittedModel
 from .._model.autoencoder import SequentialAutoencoder
 from .._model.likelihoods import LIKELIHOODS
 from .._torch_state import own_torch_state
@@ -42,6 +44,16 @@ ARRAYS = {
     "init_scores_": ("float64", 1),
     "validation_scores_": ("float64", 1),
     **{name: ("float64", 1) for likelihood in LIKELIHOODS.values() for name in likelihood.names},
+}
+#: What an estimator says of the fit itself; all else is the fitted model's.
+OF_THE_FIT = {
+    "n_features_in_",
+    "n_inputs_in_",
+    "n_iter_",
+    "loss_curve_",
+    "init_scores_",
+    "validation_scores_",
+    "best_validation_score_",
 }
 #: Arrays in a file, but lists in an estimator.
 LISTS = ("loss_curve_", "validation_scores_")
@@ -83,24 +95,24 @@ def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
     """A fitted estimator as what JSON can hold, and arrays."""
     name = type(estimator).__name__
     parameters = estimator.get_params(deep=False)
-    learned = {
-        attribute: value
-        for attribute, value in vars(estimator).items()
-        if attribute not in parameters and attribute != "model_"
-    }
-    unknown = sorted(learned.keys() - NUMBERS.keys() - ARRAYS.keys())
-    if unknown:
+    fitted: FittedModel = estimator._fitted_model
+    own = {k: v for k, v in vars(estimator).items() if k not in (*parameters, "_fitted_model")}
+    by_hand = sorted(own.keys() - OF_THE_FIT)
+    if by_hand:
         raise ValueError(
-            f"This {name} has {unknown[0]}, which is neither a parameter nor learned by fit, and "
-            f"would be lost. Delete it (del est.{unknown[0]}), or use joblib.dump."
+            f"This {name} has {by_hand[0]}, which is neither a parameter nor as fit left it: it "
+            f"was set by hand, and would be lost. Delete it (del est.{by_hand[0]}), or use "
+            "joblib.dump."
         )
+    learned = own | fitted.learned()
+    del learned["model_"]
     content = {
         "class": name,
         "parameters": encode_parameters(parameters, name, "use joblib.dump"),
         # The network is that of the fit, whatever set_params did after it.
-        "fitted_with": encode_parameters(estimator.model_.built_with, name, "use joblib.dump"),
+        "fitted_with": encode_parameters(fitted.settings, name, "use joblib.dump"),
         "learned": {
-            attribute: encode(value) for attribute, value in learned.items() if attribute in NUMBERS
+            attribute: encode(learned[attribute]) for attribute in NUMBERS if attribute in learned
         },
         "versions": {
             "sklearn_sae": __version__,
@@ -109,7 +121,7 @@ def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
             "torch": torch.__version__,
         },
     }
-    arrays = {MODEL + key: value.numpy() for key, value in estimator.model_.state_dict().items()}
+    arrays = {MODEL + key: value.numpy() for key, value in fitted.network.state_dict().items()}
     for attribute in learned.keys() & ARRAYS.keys():
         arrays[attribute] = np.array(learned[attribute])
     for attribute in learned.keys() & set(LISTS):
@@ -129,11 +141,21 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
     learned = _decode_all(content["learned"])
     learned |= {name: arrays[name] for name in arrays if name not in weights}
     _check_learned(learned, fitted_with)
-    model = _build_model(fitted_with, learned, weights)
+    network = _build_network(fitted_with, learned, weights)
+    settings = fitted_with.get_params(deep=False)
+    del settings["random_state"]
+    fitted = FittedModel(
+        network,
+        settings,
+        learned["null_rates_"],
+        Units(learned.get("signal_mean_"), learned.get("signal_scale_")),
+        learned.get("training_initial_conditions_"),
+        learned.get("model_variance_"),
+    )
     estimator = _construct(cls, content["parameters"])
-    estimator.__dict__.update(learned, model_=model)
-    for name in learned.keys() & set(LISTS):
-        setattr(estimator, name, learned[name].tolist())
+    for name in learned.keys() - fitted.learned().keys():
+        setattr(estimator, name, learned[name].tolist() if name in LISTS else learned[name])
+    estimator._fitted_model = fitted
     return estimator
 
 
@@ -194,20 +216,20 @@ def _check_learned(learned: dict[str, Any], fitted_with: Any) -> None:
 
 
 @own_torch_state()
-def _build_model(
+def _build_network(
     fitted_with: Any, learned: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> SequentialAutoencoder:
     """The network that ``fitted_with`` describes, with these weights."""
     if learned["n_inputs_in_"] < 0:
         raise ValueError(f"its n_inputs_in_ is {learned['n_inputs_in_']}")
-    fitted_with.null_rates_ = learned["null_rates_"]
-    fitted_with.n_inputs_in_ = learned["n_inputs_in_"]
     try:
         # Shapes only: a size that a file claims takes no memory before its weights prove to fit.
-        model = fitted_with._build_model(None)
+        network = fitted_with._build_network(learned["null_rates_"], learned["n_inputs_in_"], None)
     except (OverflowError, RuntimeError, TypeError) as error:
         raise ValueError("no network can have the sizes it gives") from error
-    asked = {name: (tuple(weight.shape), "float32") for name, weight in model.state_dict().items()}
+    asked = {
+        name: (tuple(weight.shape), "float32") for name, weight in network.state_dict().items()
+    }
     found = {
         name.removeprefix(MODEL): (weight.shape, weight.dtype.name)
         for name, weight in weights.items()
@@ -219,5 +241,5 @@ def _build_model(
                 f"{asked.get(name, 'none')}"
             )
     state = {name.removeprefix(MODEL): torch.from_numpy(w) for name, w in weights.items()}
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False)
+    network.load_state_dict(state, assign=True)
+    return network.requires_grad_(False)

@@ -9,11 +9,9 @@ from torch import Tensor
 
 from .._data.batches import Batch
 from .._data.trials import Trials
+from .._inference.inference import Amortized, Inference, SemiAmortized
 from .._inference.memory import trials_at_once
-from .._inference.prior import Prior
 from .._inference.scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
-from .._inference.semi_amortized import best_start, refine
-from .._inference.uncertainty import mean_output
 from .._model.autoencoder import SequentialAutoencoder
 from .loop import Record
 
@@ -42,14 +40,14 @@ class ValidationScore:
     def __call__(self) -> float:
         sums = torch.zeros(2, dtype=torch.float64, device="cpu")
         inferred = []
+        inference = self._inference()
         for batch, hidden in self._batches():
             seen = batch.hide(hidden)
-            if self.table is None:
-                assert self.model.encoder is not None
-                output = self.model.output(self.model.encoder(seen), len(seen.counts), seen.inputs)
-            else:
-                causes, output = self._infer(self.table, seen)
-                inferred.append(causes)
+            start = None if self.causes is None else self.causes[:, seen.rows]
+            posterior = inference.infer(seen, start)
+            if self.table is not None:
+                inferred.append(posterior.variables)
+            output = posterior.mean_output
             sums += bits_gained(self.model.likelihood, output, self.null_rates, batch, hidden)
         if inferred:
             # Of all trials together: how many a batch holds depends on memory, which changes.
@@ -70,19 +68,12 @@ class ValidationScore:
                 self._only = found
             yield found
 
-    def _infer(self, table: Tensor, seen: Batch) -> tuple[Tensor, Tensor]:
-        """Causes of a batch, and the readout's output."""
-        prior = Prior.from_samples(table, self.model.inputs)
-        if self.causes is None:
-            start = best_start(self.model, prior, seen, table.T)
-        else:
-            start = self.causes[:, seen.rows]
+    def _inference(self) -> Inference:
+        """As of the weights of today."""
+        if self.table is None:
+            return Amortized(self.model)
         # Inputs that are new, or of which the prior has changed, take more.
-        max_iter = 5 if self.model.inferring else 2
-        causes = refine(self.model, prior, seen, start, max_iter=max_iter)
-        if self.model.inferring:
-            return causes, mean_output(self.model, prior, seen, causes)
-        return causes, self.model.output(causes, len(seen.counts), seen.inputs)
+        return SemiAmortized(self.model, self.table, max_iter=5 if self.model.inferring else 2)
 
 
 class EarlyStopping:

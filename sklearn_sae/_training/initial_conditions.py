@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from .._data.batches import Batch
 from .._data.trials import Trials
-from .._inference.expansion import Expansion
 from .._inference.memory import trials_at_once
+from .._inference.newton import FIRST_DAMPING, refine
+from .._inference.posterior import LaplacePosterior
 from .._inference.prior import Prior
-from .._inference.semi_amortized import FIRST_DAMPING, refine
 from .._model.autoencoder import SequentialAutoencoder
 from .._model.encoder import Encoder, drop, hide_at_random
 from .._model.inputs import InputStatistics
@@ -165,7 +165,8 @@ class FreeInitialConditions(InitialConditions):
             table[batch.rows] = causes.T
             if damping is not None:
                 self.damping[batch.rows] = damping
-                statistics = Expansion.at(self.model, prior, batch, causes).input_statistics()
+                posterior = LaplacePosterior(self.model, prior, batch, causes)
+                statistics = posterior.input_statistics()
                 sums = statistics if sums is None else sums + statistics
         return sums
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._data.batches import Batch
 from .._data.trials import Trials
-from .._inference.scoring import mean_loss
+from .._inference.data_term import mean_loss
 from .._model.autoencoder import SequentialAutoencoder, outputs
 from .._model.likelihoods import Likelihood
 from .initial_conditions import InitialConditions

@@ -302,7 +302,11 @@ def _last_step(estimator: Any) -> Any:
 
 
 def _of_counts(estimator: Any) -> bool:
-    return getattr(_last_step(estimator), "likelihood", "poisson") != "gaussian"
+    last = _last_step(estimator)
+    if hasattr(last, "model_"):
+        # Parameters may have been set since.
+        return last.model_.likelihood.of_counts
+    return getattr(last, "likelihood", "poisson") != "gaussian"
 
 
 def _predict(estimator: Any, trials: list[Array], X: Any, inputs: Any) -> Any:

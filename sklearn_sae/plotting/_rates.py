@@ -110,7 +110,7 @@ class RateDisplay:
             raise ValueError(f"trial must be a row of X, which holds {len(X)}; got {trial}.")
         one = [X[trial]]
         known = if_known(None if inputs is None else [inputs[trial]])
-        if estimator.inference == "semi-amortized":
+        if hasattr(estimator, "model_variance_"):
             rates, std = (values[0] for values in estimator.predict(one, return_std=True, **known))
         else:
             rates, std = estimator.predict(one, **known)[0], None
@@ -128,7 +128,7 @@ class RateDisplay:
             std=std,
             spikes=X[trial],
             true_rates=true,
-            of_counts=estimator.likelihood != "gaussian",
+            of_counts=estimator.model_.likelihood.of_counts,
         )
         return display.plot(ax=ax, neurons=neurons, coverage=coverage, bin_size=bin_size)
 

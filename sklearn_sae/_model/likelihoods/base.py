@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from ..._data.trials import Trials
 __all__ = ["Likelihood"]
 
 
-class Likelihood(nn.Module):
+class Likelihood(nn.Module, ABC):
     """What fitting, inference and scores ask of a likelihood."""
 
     #: Whether data are counts: none below zero, and scored per spike.

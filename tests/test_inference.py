@@ -4,24 +4,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from common import DYNAMICS, batch_of, log_posterior, make_model, make_problem
+from common import DYNAMICS, batch_of, expand, log_posterior, make_model, make_problem, readout_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_sae._data.batches import Batch
-from sklearn_sae._inference import memory, semi_amortized
-from sklearn_sae._inference.expansion import Expansion, _contracted
+from sklearn_sae._inference import candidates, inference, memory, newton
+from sklearn_sae._inference.candidates import best_start, cover
 from sklearn_sae._inference.memory import most_values, trials_at_once
+from sklearn_sae._inference.newton import Point, refine
 from sklearn_sae._inference.prior import Prior
-from sklearn_sae._inference.semi_amortized import _Point, best_start, cover, refine
+from sklearn_sae._inference.smoother import covariances
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
 from sklearn_sae._model.dynamics import Dynamics, RecurrentDynamics
 from sklearn_sae._model.inputs import Inputs
 from sklearn_sae._model.likelihoods import LIKELIHOODS, Poisson
 from sklearn_sae._model.mlp import MLP
-from sklearn_sae._model.readout import Readout
+from sklearn_sae._model.readout import _contracted
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -81,8 +82,7 @@ def test_prior_density_and_gradient():
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_gradient_is_autograds(kind, missing):
     model, prior, batch, z0 = make_problem(kind, missing=missing)
-    latents = model.dynamics.rollout(z0, 12)
-    gradient = Expansion(model, prior, batch, z0, latents, model.readout(latents)).gradient
+    gradient = expand(model, prior, batch, z0)[1].gradient
     leaf = z0.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
     torch.testing.assert_close(gradient, expected.T, rtol=1e-9, atol=1e-9)
@@ -92,8 +92,7 @@ def test_gradient_is_autograds(kind, missing):
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_fisher_information_is_that_of_poisson_counts(kind, missing):
     model, prior, batch, z0 = make_problem(kind, missing=missing)
-    latents = model.dynamics.rollout(z0, 12)
-    fisher = Expansion(model, prior, batch, z0, latents, model.readout(latents)).precision
+    fisher = expand(model, prior, batch, z0)[1].precision
     for i in range(z0.shape[1]):
         jacobian = torch.autograd.functional.jacobian(
             lambda z: model.output(z[:, None], 12)[..., 0], z0[:, i]
@@ -107,9 +106,7 @@ def test_fisher_information_is_that_of_poisson_counts(kind, missing):
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_gradient_and_information_of_other_likelihoods(likelihood, missing):
     model, prior, batch, z0 = make_problem(missing=missing, likelihood=likelihood)
-    latents = model.dynamics.rollout(z0, 12)
-    expansion = Expansion(model, prior, batch, z0, latents, model.readout(latents))
-    gradient, fisher = expansion.gradient, expansion.precision
+    _, (gradient, fisher, _), _ = expand(model, prior, batch, z0)
     leaf = z0.clone().requires_grad_()
     (expected,) = torch.autograd.grad(log_posterior(model, prior, batch, leaf).sum(), leaf)
     torch.testing.assert_close(gradient, expected.T, rtol=1e-9, atol=1e-9)
@@ -126,24 +123,23 @@ def test_gradient_and_information_of_other_likelihoods(likelihood, missing):
 @pytest.mark.parametrize("kind", DYNAMICS)
 def test_covariances_go_through_the_dynamics(kind):
     model, prior, batch, z0 = make_problem(kind)
-    latents = model.dynamics.rollout(z0, 12)
-    expansion = Expansion(model, prior, batch, z0, latents, model.readout(latents))
-    covariances = expansion.covariances()
-    assert covariances.shape == (5, 12, 3, 3)
+    linear, found, _ = expand(model, prior, batch, z0)
+    of_bins, _ = covariances(linear, found)
+    assert of_bins.shape == (5, 12, 3, 3)
     sensitivity = torch.autograd.functional.jacobian(
         lambda z: model.dynamics.rollout(z[:, None], 12)[..., 0], z0[:, 2]
     )
-    expected = sensitivity @ torch.linalg.inv(expansion.precision[2]) @ sensitivity.transpose(1, 2)
-    torch.testing.assert_close(covariances[2], expected, rtol=1e-8, atol=1e-9)
+    expected = sensitivity @ torch.linalg.inv(found.precision[2]) @ sensitivity.transpose(1, 2)
+    torch.testing.assert_close(of_bins[2], expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_information_is_the_same_for_few_trials_as_for_many(missing):
     # Nine latents and 40 trials are contracted bin by bin, fewer all bins at once.
     model, prior, batch, z0 = make_problem(n_trials=40, missing=missing, n_latents=9)
-    whole = Expansion.at(model, prior, batch, z0)
+    whole = expand(model, prior, batch, z0)[1]
     for rows in (torch.tensor([7]), torch.arange(31)):
-        part = Expansion.at(model, prior, batch.only(rows), z0[:, rows])
+        part = expand(model, prior, batch.only(rows), z0[:, rows])[1]
         torch.testing.assert_close(part.precision, whole.precision[rows])
         torch.testing.assert_close(part.gradient, whole.gradient[rows])
 
@@ -251,10 +247,8 @@ def test_a_trials_result_does_not_depend_on_its_batch(kind):
 def test_a_good_trial_stops_early(monkeypatch):
     model, prior, batch, z0 = make_problem()
     calls = []
-    original = semi_amortized.Expansion
-    monkeypatch.setattr(
-        semi_amortized, "Expansion", lambda *args: calls.append(0) or original(*args)
-    )
+    original = newton.linearise
+    monkeypatch.setattr(newton, "linearise", lambda *args: calls.append(0) or original(*args))
     optimum = refine(model, prior, batch, z0, max_iter=50, tol=1e-9)
     calls.clear()
     refine(model, prior, batch, optimum + 1e-4, max_iter=50)
@@ -266,9 +260,9 @@ def test_trials_that_are_done_cost_nothing(monkeypatch, missing):
     model, prior, batch, z0 = make_problem(n_trials=10, missing=missing)
     optimum = refine(model, prior, batch, z0, max_iter=50, tol=1e-9)
     start = torch.cat([optimum[:, :8] + 1e-4, z0[:, 8:]], dim=1)
-    sizes, original = [], semi_amortized.Expansion
+    sizes, original = [], newton.linearise
     monkeypatch.setattr(
-        semi_amortized, "Expansion", lambda *args: sizes.append(len(args[2])) or original(*args)
+        newton, "linearise", lambda *args: sizes.append(len(args[2])) or original(*args)
     )
     refined = refine(model, prior, batch, start, max_iter=50)
     assert sizes[0] == 10
@@ -311,7 +305,7 @@ def test_a_singular_trial_does_not_spoil_its_batch():
     # here and there rounding makes the information exactly singular.
     model = SequentialAutoencoder(
         RecurrentDynamics(MLP(4, (3,), "relu", torch.Generator().manual_seed(0)), 1e-6),
-        Readout(torch.tensor([[1.0] * 4 + [0.0]])),
+        readout_of(torch.tensor([[1.0] * 4 + [0.0]])),
         Poisson(1),
         None,
     ).requires_grad_(False)
@@ -396,10 +390,7 @@ def test_best_start_under_known_inputs(monkeypatch, likelihood, missing):
     monkeypatch.setattr(memory, "MOST_VALUES", 6 * 12 * 8 * 5 * 7)
     start = best_start(model, prior, batch, bank)
     values = torch.stack(
-        [
-            semi_amortized._Point.at(model, prior, batch, z[:, None].expand(3, 5)).value
-            for z in bank.T
-        ]
+        [Point.at(model, prior, batch, z[:, None].expand(3, 5)).value for z in bank.T]
     )
     torch.testing.assert_close(start, bank[:, values.argmax(0)])
 
@@ -407,8 +398,8 @@ def test_best_start_under_known_inputs(monkeypatch, likelihood, missing):
 @pytest.mark.parametrize("strength", [None, 1e-3])
 def test_start_does_not_depend_on_the_order_of_training_trials(monkeypatch, strength):
     # Two conditions that alternate: a stride through the bank would meet one of them only.
-    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES", 12)
-    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES_UNDER_INPUTS", 6)
+    monkeypatch.setattr(inference, "MOST_CANDIDATES", 12)
+    monkeypatch.setattr(candidates, "MOST_CANDIDATES_UNDER_INPUTS", 6)
     model, prior, _, _ = make_problem()
     rng = np.random.default_rng(0)
     bank = torch.from_numpy(0.1 * rng.normal(size=(3, 120)))
@@ -430,15 +421,10 @@ def test_under_weak_inputs_the_start_is_nearly_the_best_of_the_whole_bank(monkey
     batch = with_known_inputs(model, batch, 1e-3)
     bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 400)))
     of_all = torch.stack(
-        [
-            semi_amortized._Point.at(model, prior, batch, z[:, None].expand(3, 20)).value
-            for z in bank.T
-        ]
+        [Point.at(model, prior, batch, z[:, None].expand(3, 20)).value for z in bank.T]
     )
-    monkeypatch.setattr(semi_amortized, "MOST_CANDIDATES_UNDER_INPUTS", 20)
-    value = semi_amortized._Point.at(
-        model, prior, batch, best_start(model, prior, batch, bank)
-    ).value
+    monkeypatch.setattr(candidates, "MOST_CANDIDATES_UNDER_INPUTS", 20)
+    value = Point.at(model, prior, batch, best_start(model, prior, batch, bank)).value
     assert (of_all.max(0).values - value).max() < 1e-6
 
 
@@ -491,7 +477,7 @@ def test_log_posteriors_do_not_lose_digits_in_many_entries(likelihood):
     model, prior, batch, z0 = make_problem(
         "gru", n_bins=400, missing=0.2, dtype=torch.float32, likelihood=likelihood
     )
-    point = _Point.at(model, prior, batch, z0)
+    point = Point.at(model, prior, batch, z0)
     terms = model.likelihood.log_density(point.output, batch.counts) * batch.observed()
     expected = terms.double().sum((0, 1)) + prior.log_density(z0)
     torch.testing.assert_close(point.value, expected, rtol=1e-12, atol=0)

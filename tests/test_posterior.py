@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from common import batch_of
 
 from sklearn_sae import NODESAE
 from sklearn_sae._data.validation import check_trials
-from sklearn_sae._inference import uncertainty
-from sklearn_sae._inference.prior import Prior
-from sklearn_sae._inference.uncertainty import _laplace, _output_variance, model_variance
+from sklearn_sae._inference import model_variance as model_variance_module
+from sklearn_sae._inference.model_variance import model_variance
 from sklearn_sae.datasets import CustomSystem, make_chaotic_spikes
 
 
@@ -62,12 +62,12 @@ def test_ragged_trials(est):
 
 def test_covariance_is_the_inverse_hessian(est):
     spikes, _ = ring(1, seed=2)
-    table = torch.from_numpy(est.training_initial_conditions_)
-    prior = Prior.from_samples(table)
-    (model, batch), *_ = est._batches(spikes)
-    z0 = est._infer(model, batch)
+    inference = est._fitted_model.inference(torch.device("cpu"))
+    model, prior = inference.model, inference.prior
     with torch.no_grad():
-        latents, log_rates, covariance = _laplace(model, prior, batch, z0)
+        posterior = inference.infer(batch_of(spikes, torch.float32))
+        z0, log_rates = posterior.variables, posterior.output
+        covariance, variance = posterior.latent_covariances, posterior.output_variance[..., 0]
 
     def log_rates_of(z):
         return model.output(z[:, None], 25)[..., 0]
@@ -83,7 +83,6 @@ def test_covariance_is_the_inverse_hessian(est):
     precision = jacobian.T @ (rates[:, None] * jacobian) + prior.precision
     inverse = torch.linalg.inv(precision)
     np.testing.assert_allclose(covariance[0, 0], inverse, rtol=2e-2)
-    variance = _output_variance(model, covariance)[..., 0]
     expected = ((jacobian @ inverse) * jacobian).sum(1).reshape(variance.shape)
     np.testing.assert_allclose(variance, expected, rtol=5e-2, atol=1e-5)
 
@@ -107,7 +106,7 @@ def test_some_of_many_trials_tell_the_models_variance(est, monkeypatch):
     trials = check_trials(est, np.random.default_rng(0).poisson(rates), reset=False)
     table = torch.from_numpy(est.training_initial_conditions_)
     of_all = model_variance(est.model_, trials, table)
-    monkeypatch.setattr(uncertainty, "MOST_TRIALS_FOR_VARIANCE", 50)
+    monkeypatch.setattr(model_variance_module, "MOST_TRIALS_FOR_VARIANCE", 50)
     chosen = np.sort(np.random.default_rng(0).permutation(120)[:50])
     of_some = model_variance(est.model_, trials, table)
     assert of_some != of_all

@@ -1,0 +1,63 @@
+"""Spikes under a likelihood, as functions of the readout's output: the one place of masks.
+
+Entries that were not observed count for nothing here, whatever their output is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .._data.batches import Batch
+from .._model.likelihoods import Likelihood
+
+__all__ = ["log_likelihood", "mean_loss", "score_and_information", "whole_log_likelihood"]
+
+
+def log_likelihood(
+    likelihood: Likelihood,
+    output: Tensor,
+    counts: Tensor,
+    mask: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Log-likelihood of every trial over its observed entries, but for its normaliser.
+
+    ``output`` of the readout, ``counts`` and ``mask`` are ``(n_bins, [n_models,] n_neurons,
+    n_trials)``. Entries are added up in ``dtype``, by default their own.
+    """
+    if mask is not None:
+        # Before the exponential: rates may overflow where nothing was observed, and inf * 0 is NaN.
+        output = output.masked_fill(~mask, 0.0)
+    terms = likelihood.log_density(output, counts)
+    if mask is not None:
+        terms = terms * mask
+    return terms.sum(dim=(0, -2), dtype=dtype)
+
+
+def mean_loss(likelihood: Likelihood, output: Tensor, batch: Batch) -> Tensor:
+    """Negative log-likelihood per observed entry: what training minimises; one of each model."""
+    whole = whole_log_likelihood(likelihood, output, batch, batch.mask)
+    return -whole.sum(-1) / batch.n_observed()
+
+
+def whole_log_likelihood(
+    likelihood: Likelihood, output: Tensor, batch: Batch, mask: Tensor | None
+) -> Tensor:
+    """Log-likelihood of every trial over the entries in ``mask``, with its normaliser."""
+    return log_likelihood(likelihood, output, batch.counts, mask) + likelihood.normaliser(
+        batch.counts, mask
+    )
+
+
+def score_and_information(
+    likelihood: Likelihood, output: Tensor, batch: Batch
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the log-likelihood by the output, and its Fisher information.
+
+    Both are ``(n_bins, n_neurons, n_trials)``, and zero where nothing was observed.
+    """
+    score, information = likelihood.score_and_information(output, batch.counts)
+    if batch.mask is None:
+        return score, information
+    return score.masked_fill(~batch.mask, 0.0), information.masked_fill(~batch.mask, 0.0)
