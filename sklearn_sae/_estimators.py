@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from ._base import BaseSAE
+from ._inference.inference import INFERENCES
 from ._model.autoencoder import SequentialAutoencoder
 from ._model.dynamics import (
     MULTI_STEP_SOLVERS,
@@ -41,7 +42,7 @@ COMMON_CONSTRAINTS: dict = {
     "likelihood": [StrOptions(set(LIKELIHOODS))],
     "n_inferred_inputs": [Interval(Integral, 0, None, closed="left")],
     "encoder_size": [COUNT],
-    "inference": [StrOptions({"semi-amortized", "amortized"})],
+    "inference": [StrOptions(set(INFERENCES))],
     "max_refine_iter": [Interval(Integral, 0, None, closed="left")],
     "dropout": [SHARE],
     "initial_condition_dropout": [SHARE],

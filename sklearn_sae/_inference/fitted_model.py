@@ -15,7 +15,7 @@ from .._data.batches import Batch
 from .._data.trials import Trials
 from .._data.units import Units
 from .._model.autoencoder import SequentialAutoencoder
-from .inference import Amortized, Inference, SemiAmortized
+from .inference import INFERENCES, Inference
 from .memory import trials_at_once
 from .posterior import Posterior
 from .scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
@@ -70,10 +70,12 @@ class FittedModel:
         network = self.network
         if next(network.parameters()).device != device:
             network = copy.deepcopy(network).to(device)
-        if self.initial_conditions is None:
-            return Amortized(network)
-        table = torch.from_numpy(self.initial_conditions).to(device)
-        return SemiAmortized(network, table, self.settings["max_refine_iter"])
+        table = self.initial_conditions
+        return INFERENCES[self.settings["inference"]].make(
+            network,
+            None if table is None else torch.from_numpy(table).to(device),
+            self.settings["max_refine_iter"],
+        )
 
     def posteriors(
         self, trials: Trials, device: torch.device, n_ahead: int = 0

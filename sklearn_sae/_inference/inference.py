@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,13 +16,23 @@ from .newton import Point, refine
 from .posterior import LaplacePosterior, Posterior
 from .prior import Prior
 
-__all__ = ["Amortized", "Inference", "SemiAmortized"]
+__all__ = ["INFERENCES", "Amortized", "Inference", "SemiAmortized"]
 
 
 class Inference(ABC):
     """Infers the latent variables of trials under one model."""
 
+    #: Names of what an estimator shows of it, beside the network.
+    learned: ClassVar[tuple[str, ...]] = ()
+
     model: SequentialAutoencoder
+
+    @classmethod
+    @abstractmethod
+    def make(
+        cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
+    ) -> Inference:
+        """Make one from what every kind may be given; see ``SemiAmortized``."""
 
     @abstractmethod
     def infer(self, batch: Batch, start: Tensor | None = None) -> Posterior:
@@ -48,12 +59,21 @@ class SemiAmortized(Inference):
         Newton steps at most.
     """
 
+    learned = ("training_initial_conditions_", "model_variance_")
+
     def __init__(
         self, model: SequentialAutoencoder, initial_conditions: Tensor, max_iter: int
     ) -> None:
         self.model, self.max_iter = model, max_iter
         self.initial_conditions = initial_conditions
         self.prior = Prior.from_samples(initial_conditions, model.inputs)
+
+    @classmethod
+    def make(
+        cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
+    ) -> SemiAmortized:
+        assert initial_conditions is not None
+        return cls(model, initial_conditions, max_iter)
 
     @cached_property
     def candidates(self) -> Tensor:
@@ -80,6 +100,19 @@ class Amortized(Inference):
     def __init__(self, model: SequentialAutoencoder) -> None:
         self.model = model
 
+    @classmethod
+    def make(
+        cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
+    ) -> Amortized:
+        return cls(model)
+
     def infer(self, batch: Batch, start: Tensor | None = None) -> Posterior:
         assert self.model.encoder is not None
         return Posterior(self.model, batch, self.model.encoder(batch))
+
+
+#: The parameter ``inference`` and its kinds.
+INFERENCES: dict[str, type[Inference]] = {
+    "semi-amortized": SemiAmortized,
+    "amortized": Amortized,
+}

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from .._data.units import Units
 from .._inference.fitted_model import FittedModel
+from .._inference.inference import INFERENCES
 from .._model.autoencoder import SequentialAutoencoder
 from .._model.likelihoods import LIKELIHOODS
 from .._torch_state import own_torch_state
@@ -58,7 +59,6 @@ OF_THE_FIT = {
 #: Arrays in a file, but lists in an estimator.
 LISTS = ("loss_curve_", "validation_scores_")
 ALWAYS = {"n_features_in_", "n_inputs_in_", "n_iter_", "null_rates_", "loss_curve_"}
-WITHOUT_ENCODER = {"training_initial_conditions_", "model_variance_"}
 
 #: What the names of the network's weights begin with, in a file.
 MODEL = "model_."
@@ -190,9 +190,7 @@ def _check_names(found: Iterable[str], needed: Iterable[str], possible: Iterable
 def _check_learned(learned: dict[str, Any], fitted_with: Any) -> None:
     """Refuse learned attributes of the wrong kind or shape, or that do not fit each other."""
     of_neurons = ("null_rates_", *LIKELIHOODS[fitted_with.likelihood].names)
-    needed = ALWAYS | set(of_neurons)
-    if fitted_with.inference == "semi-amortized":
-        needed |= WITHOUT_ENCODER
+    needed = ALWAYS | set(of_neurons) | set(INFERENCES[fitted_with.inference].learned)
     _check_names(learned, needed, {*NUMBERS, *ARRAYS})
     for name in learned.keys() & NUMBERS.keys():
         if type(learned[name]) is not NUMBERS[name]:
