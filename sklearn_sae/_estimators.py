@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ._base import BaseSAE
 from ._inference.inference import INFERENCES
+from ._model.activations import ACTIVATIONS
 from ._model.autoencoder import SequentialAutoencoder
 from ._model.dynamics import (
     MULTI_STEP_SOLVERS,
@@ -24,7 +25,7 @@ from ._model.dynamics import (
     TanhCell,
 )
 from ._model.likelihoods import LIKELIHOODS
-from ._model.mlp import ACTIVATIONS, MLP
+from ._model.mlp import MLP
 from ._saving.estimators import register
 from ._training.optimizers import OPTIMIZERS
 from ._training.schedule import LEARNING_RATES

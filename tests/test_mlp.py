@@ -3,7 +3,8 @@ import torch
 from common import generator
 from torch.func import jacrev
 
-from sklearn_sae._model.mlp import ACTIVATIONS, MLP, affine, uniform_weight
+from sklearn_sae._model.activations import ACTIVATIONS
+from sklearn_sae._model.mlp import MLP, affine, uniform_weight
 
 
 def normal(*shape, seed=1):

@@ -6,7 +6,8 @@ from torch.func import jacrev
 from torchdiffeq import odeint
 
 from sklearn_sae._model import runge_kutta
-from sklearn_sae._model.mlp import ACTIVATIONS, MLP
+from sklearn_sae._model.activations import ACTIVATIONS
+from sklearn_sae._model.mlp import MLP
 from sklearn_sae._model.runge_kutta import (
     TABLEAUS,
     compose,

@@ -12,22 +12,9 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "MLP", "StateMap", "affine", "uniform_weight"]
+from .activations import ACTIVATIONS
 
-# They may write over what they are given: new memory costs as much as they do.
-ACTIVATIONS = {
-    "tanh": torch.tanh_,
-    "relu": torch.relu_,
-    "softplus": nn.functional.softplus,
-}
-
-# Derivatives, read off the activation's output.
-SLOPES = {
-    # A third of the time of 1 - h**2.
-    "tanh": lambda h: h.square().neg_().add_(1),
-    "relu": lambda h: (h > 0).to(h.dtype),
-    "softplus": lambda h: 1 - torch.exp(-h),
-}
+__all__ = ["MLP", "StateMap", "affine", "uniform_weight"]
 
 
 def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> nn.Parameter:
@@ -79,7 +66,7 @@ class MLP(StateMap):
         generator: torch.Generator | None,
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation = ACTIVATIONS[activation]
         sizes = [n_latents, *hidden_sizes, n_latents]
         self.weights = nn.ParameterList(
             uniform_weight(n_out, n_in, generator)
@@ -91,10 +78,9 @@ class MLP(StateMap):
             self.weights[-1].mul_(0.05)
 
     def forward(self, z: Tensor) -> Tensor:
-        activate = ACTIVATIONS[self.activation]
         *hidden, last = self.weights
         for weight in hidden:
-            z = activate(affine(weight, z))
+            z = self.activation(affine(weight, z))
         return affine(last, z)
 
     def jacobian(self, z: Tensor) -> Tensor:
@@ -105,21 +91,20 @@ class MLP(StateMap):
 
         ``inner`` ``(n_latents, n_in, n_trials)``, if given, multiplies them from the right.
         """
-        activate = ACTIVATIONS[self.activation]
-        slope = SLOPES[self.activation]
         *hidden, last = self.weights
         chain = hidden[0][:, :-1, None]
         if inner is not None:
             chain = (chain[:, :, 0] @ inner.flatten(1)).unflatten(1, inner.shape[1:])
         x = z
         for weight, following in zip(hidden, [*hidden[1:], last], strict=True):
-            x = activate(affine(weight, x))
+            x = self.activation(affine(weight, x))
+            slope = self.activation.slope(x)
             # (out, hidden) x (hidden, in) products, weighed by the slope of each hidden unit.
             if chain.shape[2] == 1:
                 pairs = following[:, None, :-1] * chain[:, :, 0].T[None]
-                chain = (pairs.flatten(0, 1) @ slope(x)).unflatten(0, (len(following), -1))
+                chain = (pairs.flatten(0, 1) @ slope).unflatten(0, (len(following), -1))
             else:
                 # In place: it is no weight any more, and memory takes as long as the product.
-                weighed = chain.mul_(slope(x)[:, None])
+                weighed = chain.mul_(slope[:, None])
                 chain = (following[:, :-1] @ weighed.flatten(1)).unflatten(1, chain.shape[1:])
         return affine(last, x), chain

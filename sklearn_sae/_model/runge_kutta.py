@@ -3,14 +3,12 @@
 A rollout is hundreds of small matrix products, so what costs is not arithmetic but everything
 around it. Four things make this path several times faster than automatic differentiation of the
 same loop, and equal to it: one state per column (see ``mlp``); biases carried by a row of ones;
-``tanh(a) = 2 sigmoid(2a) - 1`` folded into the weights, because the vectorised sigmoid takes a
-sixth of the time of tanh; and loops that hold nothing but operations, because to look up what
-these are takes as long as they do.
+activations folded into the weights where that makes them faster (see ``Activation.fold``); and
+loops that hold nothing but operations, because to look up what these are takes as long as they do.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .activations import Activation
 from .mlp import MLP
 
 __all__ = [
@@ -132,7 +131,7 @@ def rollout_mlps(
 
 def _rollout(
     weights: list[Tensor],
-    activation: str,
+    activation: Activation,
     z0: Tensor,
     kicks: Tensor | None,
     steps: tuple[int, Tableau, int],
@@ -143,51 +142,16 @@ def _rollout(
         z0, weights = z0.detach(), [weight.detach() for weight in weights]
         kicks = None if kicks is None else kicks.detach()
     weights = [*weights[:-1], weights[-1] * step_size]
-    if activation == "tanh":
-        activation, weights = "sigmoid", _tanh_as_sigmoid(weights)
+    activation, weights = activation.fold(weights)
     weights = [*(_with_one(weight, activation) for weight in weights[:-1]), weights[-1]]
     return _Rollout.apply(z0, kicks, *steps, activation, *weights)
 
 
-def _tanh_as_sigmoid(weights: list[Tensor]) -> list[Tensor]:
-    first, *later = weights
-    folded = [first]
-    for weight in later:
-        kernel, bias = weight[..., :-1], weight[..., -1:]
-        folded.append(torch.cat([2 * kernel, bias - kernel.sum(-1, keepdim=True)], dim=-1))
-    return [2 * weight for weight in folded[:-1]] + folded[-1:]
-
-
-#: What activations make one of, so that the next layer's bias has something to act on.
-BEFORE_ONE = {"sigmoid": 40.0, "relu": 1.0, "softplus": math.log(math.e - 1)}
-
-
-def _with_one(weight: Tensor, activation: str) -> Tensor:
+def _with_one(weight: Tensor, activation: Activation) -> Tensor:
     """The weight of a hidden layer with one more unit, which is always one."""
     row = torch.zeros_like(weight[..., :1, :])
-    row[..., -1] = BEFORE_ONE[activation]
+    row[..., -1] = activation.before_one
     return torch.cat([weight, row], dim=-2)
-
-
-def _activation_(activation: str, x: Tensor) -> Callable[[], object]:
-    """What applies the activation to ``x``, in place."""
-    if activation == "sigmoid":
-        return x.sigmoid_
-    if activation == "relu":
-        return x.relu_
-    return lambda: x.copy_(torch.nn.functional.softplus(x))
-
-
-def _activation_backward_(
-    activation: str, gradient: Tensor, output: Tensor
-) -> Callable[[], object]:
-    """What multiplies ``gradient`` by the activation's derivative, read off its output."""
-    if activation == "sigmoid":
-        backward = torch.ops.aten.sigmoid_backward.grad_input
-        return lambda: backward(gradient, output, grad_input=gradient)
-    if activation == "relu":
-        return lambda: gradient.mul_(output > 0)
-    return lambda: gradient.mul_(1 - torch.exp(-output))
 
 
 def _with_ones(z: Tensor, n: int, size: int) -> Tensor:
@@ -208,7 +172,7 @@ class _Rollout(torch.autograd.Function):
         n_bins: int,
         tableau: Tableau,
         n_substeps: int,
-        activation: str,
+        activation: Activation,
         *weights: Tensor,
     ) -> Tensor:
         n_latents = z0.shape[-2]
@@ -280,14 +244,14 @@ class _Layers:
     memory than the cache has, and waiting for it more time.
     """
 
-    def __init__(self, weights: Sequence[Tensor], activation: str, z: Tensor) -> None:
+    def __init__(self, weights: Sequence[Tensor], activation: Activation, z: Tensor) -> None:
         self.activation = activation
         single = z.ndim == 2
         self.product = torch.mm if single else torch.bmm
         sizes = [(*z.shape[:-2], weight.shape[-2], z.shape[-1]) for weight in weights[:-1]]
         self.hidden = [z.new_empty(*size) for size in sizes]
         self.d_hidden = [torch.empty_like(h) for h in self.hidden]
-        activations = [_activation_(activation, h) for h in self.hidden]
+        activations = [activation.in_place(h) for h in self.hidden]
         self.steps = [*zip(weights, self.hidden, activations, strict=False)]
         # Of the first layer's input the last row is not the state's.
         self.weights_t = [weights[0][..., :-1].mT, *(weight.mT for weight in weights[1:])]
@@ -318,7 +282,7 @@ class _Layers:
             later += [
                 partial(self.add_up[layer], *pair),
                 partial(self.product, self.weights_t[layer], d_above, out=d_below),
-                _activation_backward_(self.activation, d_below, h),
+                self.activation.backward_in_place(d_below, h),
             ]
         forward, tall, add_up = self.forward, self.tall[0], self.add_up[0]
         d_first, d_first_t = d_outputs[0], d_outputs[0].mT
