@@ -33,7 +33,7 @@ from joblib import Memory, Parallel, delayed
 
 from sklearn_sae import NODESAE, RNNSAE, __version__
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._model.mlp import uniform_weight
+from sklearn_sae._model.layers import uniform_weight
 from sklearn_sae.datasets import make_chaotic_spikes, oracle_rates
 from sklearn_sae.metrics import rate_r2, state_r2
 

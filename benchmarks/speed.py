@@ -40,6 +40,7 @@ from sklearn_sae._data.validation import check_trials
 from sklearn_sae._inference.candidates import best_start
 from sklearn_sae._inference.data_term import log_likelihood, mean_loss
 from sklearn_sae._inference.inference import SemiAmortized
+from sklearn_sae._model.solvers import SOLVERS
 from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import rate_r2
@@ -189,7 +190,7 @@ def measure_step(data, est, report, n_repeats):
             parameter.grad = None
 
     latents = model.dynamics.rollout(z0, N_BINS).detach()
-    hidden = len(model.dynamics.mlp.weights[0])
+    hidden = model.dynamics.field.width
     n_evaluations = 2 * (N_BINS - 1)
     floor = arithmetic_floor(3, hidden, batch.counts.shape[1], n_evaluations, n_repeats)
     whole = median_seconds(step, n_repeats)
@@ -215,8 +216,9 @@ def measure_step(data, est, report, n_repeats):
 
     report("step", "optimiser", measured(optimiser))
     dynamics = model.dynamics
+    default = dynamics.solver
     for solver in ("midpoint", "rk4", "dopri5"):
-        dynamics.solver = solver
+        dynamics.solver = SOLVERS[solver].from_parameters(solver, 1.0, 1e-3, 1e-3, False)
         options = None if solver == "dopri5" else {"step_size": 1.0}
         theirs = partial(
             odeint,
@@ -233,7 +235,7 @@ def measure_step(data, est, report, n_repeats):
         # torchdiffeq's dopri5 steps over the ends of bins, and is no map from one to the next.
         tolerance = " at 1e-3" if solver == "dopri5" else ""
         report("step", f"{solver}{tolerance}, both ways", ours, "torchdiffeq", of_torchdiffeq)
-    dynamics.solver = "midpoint"
+    dynamics.solver = default
     model.requires_grad_(False)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -15,17 +14,10 @@ from ._base import BaseSAE
 from ._inference.inference import INFERENCES
 from ._model.activations import ACTIVATIONS
 from ._model.autoencoder import SequentialAutoencoder
-from ._model.dynamics import (
-    MULTI_STEP_SOLVERS,
-    SOLVERS,
-    Dynamics,
-    GRUCell,
-    NeuralODE,
-    RecurrentDynamics,
-    TanhCell,
-)
+from ._model.dynamics import Dynamics, Flow, Map
 from ._model.likelihoods import LIKELIHOODS
-from ._model.mlp import MLP
+from ._model.solvers import MULTI_STEP_SOLVERS, SOLVERS
+from ._model.state_maps import STATE_MAPS, StateMap
 from ._saving.estimators import register
 from ._training.optimizers import OPTIMIZERS
 from ._training.schedule import LEARNING_RATES
@@ -72,21 +64,11 @@ COMMON_CONSTRAINTS: dict = {
 }
 
 
-def check_sizes(hidden_sizes: Any) -> tuple[int, ...]:
-    """Layer sizes as a tuple of positive ints."""
-    sizes = tuple(hidden_sizes)
-    if not sizes or any(not isinstance(size, Integral) or size < 1 for size in sizes):
-        raise ValueError(f"hidden_sizes must hold one or more ints >= 1; got {hidden_sizes!r}.")
-    return sizes
-
-
-CELLS: dict[str, Callable[..., GRUCell | TanhCell | MLP]] = {
-    "gru": lambda est, generator: GRUCell(est.n_latents, generator),
-    "rnn": lambda est, generator: TanhCell(est.n_latents, generator),
-    "mlp": lambda est, generator: MLP(
-        est.n_latents, check_sizes(est.hidden_sizes), est.activation, generator
-    ),
-}
+def build_state_map(estimator: BaseSAE, name: str, generator: torch.Generator | None) -> StateMap:
+    """The vector field or cell of this name, with the estimator's parameters."""
+    return STATE_MAPS[name].from_parameters(
+        estimator.n_latents, estimator.hidden_sizes, estimator.activation, generator
+    )
 
 
 @register
@@ -435,16 +417,11 @@ class NODESAE(BaseSAE):
         super()._validate_params()
 
     def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
-        mlp = MLP(self.n_latents, check_sizes(self.hidden_sizes), self.activation, generator)
-        return NeuralODE(
-            mlp,
-            self.solver,
-            self.step_size,
-            self.rtol,
-            self.atol,
-            self.adjoint,
-            self.time_scale,
+        field = build_state_map(self, "mlp", generator)
+        solver = SOLVERS[self.solver].from_parameters(
+            self.solver, self.step_size, self.rtol, self.atol, self.adjoint
         )
+        return Flow(field, solver, self.time_scale)
 
     def vector_field(self, z):
         """Rate of change dz/dt of the latents, with time in bins.
@@ -463,7 +440,7 @@ class NODESAE(BaseSAE):
 
 
 def _vector_field(model: SequentialAutoencoder, z: Tensor) -> Tensor:
-    assert isinstance(model.dynamics, NeuralODE)
+    assert isinstance(model.dynamics, Flow)
     return model.dynamics.vector_field(z).T
 
 
@@ -699,7 +676,7 @@ class RNNSAE(BaseSAE):
 
     _parameter_constraints: ClassVar[dict] = {
         **COMMON_CONSTRAINTS,
-        "cell": [StrOptions(set(CELLS))],
+        "cell": [StrOptions(set(STATE_MAPS))],
         "residual": [POSITIVE, None],
     }
 
@@ -777,4 +754,4 @@ class RNNSAE(BaseSAE):
         self.verbose = verbose
 
     def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
-        return RecurrentDynamics(CELLS[self.cell](self, generator), self.residual)
+        return Map(build_state_map(self, self.cell, generator), self.residual)

@@ -16,20 +16,21 @@ from sklearn_sae._inference.linearisation import linearise
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._inference.smoother import backward
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
-from sklearn_sae._model.dynamics import GRUCell, NeuralODE, RecurrentDynamics, TanhCell
+from sklearn_sae._model.dynamics import Flow, Map
 from sklearn_sae._model.likelihoods import LIKELIHOODS
-from sklearn_sae._model.mlp import MLP
 from sklearn_sae._model.readout import LinearReadout
+from sklearn_sae._model.solvers import RungeKutta
+from sklearn_sae._model.state_maps import MLP, GRUCell, TanhCell
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
 
 DYNAMICS = {
-    "ode": lambda mlp, n, generator: NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False, 10.0),
-    "ode, rk4": lambda mlp, n, generator: NeuralODE(mlp, "rk4", 0.5, 1e-3, 1e-3, False, 10.0),
-    "gru": lambda mlp, n, generator: RecurrentDynamics(GRUCell(n, generator), None),
-    "residual rnn": lambda mlp, n, generator: RecurrentDynamics(TanhCell(n, generator), 0.2),
-    "residual mlp": lambda mlp, n, generator: RecurrentDynamics(mlp, 0.1),
+    "ode": lambda mlp, n, generator: Flow(mlp, RungeKutta("midpoint"), 10.0),
+    "ode, rk4": lambda mlp, n, generator: Flow(mlp, RungeKutta("rk4", 2), 10.0),
+    "gru": lambda mlp, n, generator: Map(GRUCell(n, generator), None),
+    "residual rnn": lambda mlp, n, generator: Map(TanhCell(n, generator), 0.2),
+    "residual mlp": lambda mlp, n, generator: Map(mlp, 0.1),
 }
 
 

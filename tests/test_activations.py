@@ -73,7 +73,11 @@ def test_folded_layers_give_the_same(activation):
 def test_an_activation_can_be_copied_and_pickled():
     for activation in EVERY:
         for twin in (copy.deepcopy(activation), pickle.loads(pickle.dumps(activation))):
-            assert twin.name == activation.name
+            assert twin == activation
+
+
+def test_activations_of_different_kinds_differ():
+    assert len({*EVERY, *copy.deepcopy(EVERY)}) == len(EVERY)
 
 
 def test_an_incomplete_activation_fails_when_it_is_made():

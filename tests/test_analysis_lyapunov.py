@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sklearn_sae import NODESAE
+from sklearn_sae._model.solvers import RungeKutta
 from sklearn_sae.analysis import lyapunov_spectrum
 from sklearn_sae.analysis._lyapunov import kaplan_yorke
 from sklearn_sae.analysis._state_space import as_state_space, compose
@@ -108,7 +109,7 @@ def test_the_steps_in_a_bin_keep_the_smallest_exponent(fitted):
     # 100 steps a bin, of a field that contracts by exp(-40) one way.
     est = copy.deepcopy(fitted)
     dynamics = est.model_.dynamics
-    dynamics.n_substeps = 100
+    dynamics.solver = RungeKutta("midpoint", 100)
     with torch.no_grad():
         first, last = dynamics.mlp.weights
         first.zero_(), last.zero_()

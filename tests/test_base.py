@@ -103,7 +103,7 @@ def test_without_warm_start_a_second_fit_starts_afresh(estimator, spikes):
 def test_warm_start_takes_new_trials_and_new_parameters(node, spikes):
     node.set_params(warm_start=True).fit(spikes[:20, :8])
     node.set_params(solver="rk4", max_epochs=1).fit(spikes)
-    assert node.model_.dynamics.solver == "rk4"
+    assert node.model_.dynamics.solver.method == "rk4"
     assert len(node.training_initial_conditions_) == len(spikes)
 
 

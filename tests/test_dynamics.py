@@ -6,17 +6,15 @@ from common import generator
 from torchdiffeq import odeint
 from torchdiffeq._impl.odeint import SOLVERS as SOLVERS_OF_TORCHDIFFEQ
 
+from sklearn_sae._model.activations import Tanh
 from sklearn_sae._model.adaptive import EMBEDDED, take_bin
-from sklearn_sae._model.dynamics import (
-    ADAPTIVE_SOLVERS,
-    SOLVERS,
-    GRUCell,
-    NeuralODE,
-    RecurrentDynamics,
-    TanhCell,
-)
-from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.dynamics import Dynamics, Flow, Map
+from sklearn_sae._model.layers import Layers, affine, uniform_weight
 from sklearn_sae._model.runge_kutta import TABLEAUS
+from sklearn_sae._model.solvers import SOLVERS
+from sklearn_sae._model.state_maps import MLP, GRUCell, StateMap, TanhCell
+
+ADAPTIVE_SOLVERS = tuple(EMBEDDED)
 
 
 def states(n_latents=3, n_trials=5, seed=1):
@@ -30,17 +28,40 @@ def make_mlp(n_latents=3, activation="tanh"):
     return mlp
 
 
-def make_ode(solver="midpoint", step_size=1.0, adjoint=False, tolerance=1e-9):
-    return NeuralODE(make_mlp(), solver, step_size, tolerance, tolerance, adjoint, 10.0)
+class Linear(StateMap):
+    """dz/dt = A z + b, or z -> A z + b: all that a new state map has to bring."""
+
+    def __init__(self, n_latents, generator):
+        super().__init__()
+        self.weight = uniform_weight(n_latents, n_latents, generator)
+
+    def forward(self, z):
+        return affine(self.weight, z)
+
+    def jacobian(self, z):
+        return self.weight[:, :-1, None].expand(-1, -1, z.shape[1])
+
+
+class FusedLinear(Linear):
+    """The same, with the fast rollout."""
+
+    def layers(self):
+        return Layers([self.weight], Tanh())
+
+
+def make_ode(solver="midpoint", step_size=1.0, adjoint=False, tolerance=1e-9, field=None):
+    method = SOLVERS[solver].from_parameters(solver, step_size, tolerance, tolerance, adjoint)
+    return Flow(make_mlp() if field is None else field, method, 10.0)
 
 
 CELLS = {
     "gru": lambda: GRUCell(3, generator()).double(),
     "rnn": lambda: TanhCell(3, generator()).double(),
     "mlp": make_mlp,
+    "linear": lambda: Linear(3, generator()).double(),
 }
 RECURRENT = {
-    f"{cell}, residual={residual}": lambda cell=cell, residual=residual: RecurrentDynamics(
+    f"{cell}, residual={residual}": lambda cell=cell, residual=residual: Map(
         CELLS[cell](), residual
     )
     for cell in CELLS
@@ -58,7 +79,14 @@ LOOSE = {
     for solver in ADAPTIVE_SOLVERS
     for tolerance in (1e-2, 1e-5)
 }
-EVERY = {**RECURRENT, **EXPLICIT, **LOOSE}
+LINEAR = {
+    f"{field.__name__}, {solver}": lambda field=field, solver=solver: make_ode(
+        solver, 1 / 2, field=field(3, generator()).double()
+    )
+    for field in (Linear, FusedLinear)
+    for solver in ("rk4", "dopri5")
+}
+EVERY = {**RECURRENT, **EXPLICIT, **LOOSE, **LINEAR}
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -97,14 +125,18 @@ def test_the_parts_of_a_step_lead_to_its_end(name):
 
 def test_steps_divide_a_bin_evenly():
     # 1 / (1 / 49) is a little more than 49.
-    assert [make_ode(step_size=1 / n).n_substeps for n in range(1, 200)] == list(range(1, 200))
-    assert make_ode(step_size=0.4).n_substeps == 3
+    assert [make_ode(step_size=1 / n).solver.n_substeps for n in range(1, 200)] == list(
+        range(1, 200)
+    )
+    assert make_ode(step_size=0.4).solver.n_substeps == 3
 
 
 def test_vector_field_is_what_is_integrated():
     ode, z = make_ode("euler"), states()
-    torch.testing.assert_close(ode.vector_field(z), ode.mlp(z) / 10)
+    torch.testing.assert_close(ode.vector_field(z), ode.field(z) / 10)
     torch.testing.assert_close(ode.step(z) - z, ode.vector_field(z))
+    expected = torch.autograd.functional.jacobian(lambda x: ode.vector_field(x).sum(1), z)
+    torch.testing.assert_close(ode.vector_field_jacobian(z), expected)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -113,6 +145,43 @@ def test_every_solver_finds_the_solution(solver):
     latents = make_ode(solver, step_size, tolerance=1e-8).rollout(states(), 3)
     exact = make_ode("rk4", 1 / 100).rollout(states(), 3)
     torch.testing.assert_close(latents, exact, rtol=0, atol=2e-4 if solver == "euler" else 5e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_linear_flow_is_the_matrix_exponential(solver):
+    field = Linear(3, generator()).double()
+    ode = make_ode(solver, 1 / 2000 if solver == "euler" else 1 / 50, tolerance=1e-8, field=field)
+    square = torch.zeros(4, 4, dtype=torch.float64)
+    square[:3] = field.weight.detach() / 10
+    exact = torch.linalg.matrix_exp(square)
+    z = states()
+    after = exact[:3, :3] @ z + exact[:3, 3:]
+    torch.testing.assert_close(ode.step(z), after, rtol=0, atol=1e-5)
+    jacobian = exact[:3, :3, None].expand(-1, -1, 5)
+    torch.testing.assert_close(ode.step_jacobian(z), jacobian, rtol=0, atol=1e-5)
+
+
+def test_layers_change_nothing_but_the_time():
+    z, grads = states(), []
+    for field in (Linear, FusedLinear):
+        ode = make_ode("rk4", 1 / 2, field=field(3, generator()).double())
+        assert (ode.fused_steps() is None) == (field is Linear)
+        latents = ode.rollout(z, 6)
+        grads.append((latents, *torch.autograd.grad(latents.square().sum(), ode.field.weight)))
+    torch.testing.assert_close(*grads)
+
+
+def test_many_latents_of_a_map_without_layers():
+    ode, z = make_ode("rk4", field=Linear(40, generator()).double()), states(40)
+    expected = torch.func.jacrev(lambda x: ode.step(x[:, None])[:, 0])(z[:, 0])
+    torch.testing.assert_close(ode.step_jacobian(z)[..., 0], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("missing", ["step", "step_jacobian"])
+def test_incomplete_dynamics_fail_when_they_are_made(missing):
+    given = {name: lambda self, z: z for name in {"step", "step_jacobian"} - {missing}}
+    with pytest.raises(TypeError, match=missing):
+        type("Incomplete", (Dynamics,), given)()
 
 
 @pytest.mark.parametrize("solver", ADAPTIVE_SOLVERS)
@@ -190,7 +259,7 @@ def test_adjoint_gradients(solver):
         ode = make_ode(solver, 1 / 4, adjoint, 1e-5)
         z0 = states().requires_grad_()
         ode.rollout(z0, 4).square().sum().backward()
-        gradients.append([z0.grad, *(weight.grad for weight in ode.mlp.weights)])
+        gradients.append([z0.grad, *(weight.grad for weight in ode.field.weights)])
     for plain, adjoint in zip(*gradients, strict=True):
         torch.testing.assert_close(adjoint, plain, rtol=1e-10, atol=1e-10)
 
@@ -202,41 +271,17 @@ def test_adjoint_works_with_frozen_weights():
         torch.testing.assert_close(ode.rollout(states(), 4), expected, rtol=0, atol=1e-9)
 
 
-def test_gru_is_torchs_without_input():
-    ours = GRUCell(4, generator()).double()
-    torchs = torch.nn.GRUCell(2, 4, dtype=torch.float64)
-    with torch.no_grad():
-        torchs.weight_hh.copy_(ours.weight[:, :-1])
-        torchs.bias_hh.copy_(ours.weight[:, -1])
-        torchs.bias_ih.zero_()
-        torchs.bias_ih[8:] = ours.new_bias[:, 0]
-    z = states(4)
-    torch.testing.assert_close(ours(z), torchs(torch.zeros(5, 2).double(), z.T).T)
-    assert ours.new_bias.abs().min() > 0
-
-
-def test_tanh_cell_is_torchs_rnn_without_input():
-    ours = TanhCell(4, generator()).double()
-    torchs = torch.nn.RNNCell(2, 4, dtype=torch.float64)
-    with torch.no_grad():
-        torchs.weight_hh.copy_(ours.weight[:, :-1])
-        torchs.bias_hh.copy_(ours.weight[:, -1])
-        torchs.bias_ih.zero_()
-    z = states(4)
-    torch.testing.assert_close(ours(z), torchs(torch.zeros(5, 2).double(), z.T).T)
-
-
 @pytest.mark.parametrize("cell", CELLS)
 def test_residual_is_the_size_of_an_euler_step(cell):
     module, z = CELLS[cell](), states()
-    step = RecurrentDynamics(module, 0.3).step(z)
+    step = Map(module, 0.3).step(z)
     torch.testing.assert_close(step, z + 0.3 * module(z))
-    torch.testing.assert_close(RecurrentDynamics(module, None).step(z), module(z))
+    torch.testing.assert_close(Map(module, None).step(z), module(z))
 
 
 def test_residual_mlp_is_an_euler_ode():
     # The paper's discrete NODE: z + 0.1 MLP(z).
-    discrete = RecurrentDynamics(make_mlp(), 0.1)
+    discrete = Map(make_mlp(), 0.1)
     torch.testing.assert_close(
         discrete.rollout(states(), 6), make_ode("euler").rollout(states(), 6), rtol=0, atol=1e-12
     )

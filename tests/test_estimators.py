@@ -10,7 +10,7 @@ from sklearn.base import clone
 
 from sklearn_sae import NODESAE, RNNSAE, _base
 from sklearn_sae._inference.prior import Prior
-from sklearn_sae._model.dynamics import SOLVERS
+from sklearn_sae._model.solvers import SOLVERS
 
 
 @pytest.fixture

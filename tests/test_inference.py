@@ -18,11 +18,11 @@ from sklearn_sae._inference.newton import Point, refine
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._inference.smoother import covariances
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
-from sklearn_sae._model.dynamics import Dynamics, RecurrentDynamics
+from sklearn_sae._model.dynamics import Dynamics, Map
 from sklearn_sae._model.inputs import Inputs
 from sklearn_sae._model.likelihoods import LIKELIHOODS, Poisson
-from sklearn_sae._model.mlp import MLP
 from sklearn_sae._model.readout import _contracted
+from sklearn_sae._model.state_maps import MLP
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -273,8 +273,8 @@ def test_trials_that_are_done_cost_nothing(monkeypatch, missing):
 class Doubling(Dynamics):
     """Every bin doubles the latents: after 128 bins they have left float32."""
 
-    def rollout(self, z0, n_bins, kicks=None):
-        return torch.stack([z0 * 2.0**t for t in range(n_bins)])
+    def step(self, z):
+        return 2 * z
 
     def step_jacobian(self, z):
         return 2 * torch.eye(len(z))[:, :, None].expand(-1, -1, z.shape[1])
@@ -304,7 +304,7 @@ def test_a_singular_trial_does_not_spoil_its_batch():
     # Four latents that one neuron cannot tell apart, at counts that drown the prior in float32:
     # here and there rounding makes the information exactly singular.
     model = SequentialAutoencoder(
-        RecurrentDynamics(MLP(4, (3,), "relu", torch.Generator().manual_seed(0)), 1e-6),
+        Map(MLP(4, (3,), "relu", torch.Generator().manual_seed(0)), 1e-6),
         readout_of(torch.tensor([[1.0] * 4 + [0.0]])),
         Poisson(1),
         None,

@@ -19,10 +19,12 @@ from sklearn_sae._inference.newton import refine
 from sklearn_sae._inference.posterior import LaplacePosterior
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._inference.smoother import covariances, newton_step
-from sklearn_sae._model.dynamics import NeuralODE
+from sklearn_sae._model.dynamics import Flow
+from sklearn_sae._model.fused_rollout import FusedSteps, rollout
 from sklearn_sae._model.inputs import Inputs
-from sklearn_sae._model.mlp import MLP
-from sklearn_sae._model.runge_kutta import TABLEAUS, rollout_mlp
+from sklearn_sae._model.runge_kutta import TABLEAUS
+from sklearn_sae._model.solvers import AdaptiveRungeKutta, RungeKutta
+from sklearn_sae._model.state_maps import MLP
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import (
     co_smoothing_rates,
@@ -90,8 +92,8 @@ def test_adaptive_solvers_jump_as_fixed_steps_do():
     mlp.weights[-1].mul_(20)
     z0 = torch.randn(N_LATENTS, 4, generator=generator()).double()
     kicks = torch.randn(6, N_LATENTS, 4, generator=generator(1)).double()
-    fixed = NeuralODE(mlp, "rk4", 1 / 50, 1e-3, 1e-3, False, 10.0).rollout(z0, 7, kicks)
-    adaptive = NeuralODE(mlp, "dopri5", 1.0, 1e-9, 1e-9, False, 10.0).rollout(z0, 7, kicks)
+    fixed = Flow(mlp, RungeKutta("rk4", 50), 10.0).rollout(z0, 7, kicks)
+    adaptive = Flow(mlp, AdaptiveRungeKutta("dopri5", 1e-9, 1e-9), 10.0).rollout(z0, 7, kicks)
     torch.testing.assert_close(adaptive, fixed, rtol=0, atol=1e-7)
 
 
@@ -100,9 +102,8 @@ def test_gradients_reach_the_jumps(tableau):
     mlp = MLP(2, (4,), "tanh", generator()).double()
     z0 = torch.randn(2, 3, dtype=torch.float64, generator=generator(), requires_grad=True)
     kicks = torch.randn(4, 2, 3, dtype=torch.float64, generator=generator(1), requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda z, k: rollout_mlp(mlp, z, 5, TABLEAUS[tableau], 2, 0.3, k), (z0, kicks)
-    )
+    steps = FusedSteps(mlp.layers(), TABLEAUS[tableau], 2, 0.3)
+    assert torch.autograd.gradcheck(lambda z, k: rollout(steps, z, 5, k), (z0, kicks))
 
 
 # --- the expansion, against dense algebra --------------------------------------------------------

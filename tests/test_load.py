@@ -170,7 +170,7 @@ def test_the_network_is_that_of_the_fit_whatever_was_set_since(kind, path, spike
 def test_a_network_that_went_on_with_other_parameters_comes_back(est, path, spikes):
     est.set_params(warm_start=True, solver="rk4").fit(spikes)
     loaded = back(est, path)
-    assert loaded.model_.dynamics.solver == "rk4"
+    assert loaded.model_.dynamics.solver.method == "rk4"
     assert_same(est, loaded)
 
 
@@ -551,6 +551,6 @@ def test_whatever_the_header_says_is_refused_or_loaded(shared, tmp_path, monkeyp
     except ValueError as error:
         assert type(error) is ValueError and str(path) in str(error)
     else:
-        if loaded.model_.dynamics.n_substeps < 100:
+        if loaded.model_.dynamics.solver.n_substeps < 100:
             loaded.set_params(device="cpu", max_refine_iter=2)
             assert loaded.transform(np.ones((2, 3, 6))).shape == (2, 3, 2)

@@ -9,10 +9,11 @@ from sklearn_sae._data.trials import Trials
 from sklearn_sae._inference.data_term import log_likelihood, mean_loss
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
-from sklearn_sae._model.dynamics import NeuralODE
+from sklearn_sae._model.dynamics import Flow
 from sklearn_sae._model.encoder import Encoder
 from sklearn_sae._model.likelihoods import Poisson
-from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.solvers import RungeKutta
+from sklearn_sae._model.state_maps import MLP
 from sklearn_sae._training import initial_conditions, optimizers
 from sklearn_sae._training.initial_conditions import EncodedInitialConditions, FreeInitialConditions
 from sklearn_sae._training.initialization import pca_start
@@ -37,7 +38,7 @@ class Setup:
         self.trials = Trials(spikes() if data is None else data, has_missing=has_missing)
         self.generator = torch.Generator().manual_seed(seed)
         mlp = MLP(2, (16,), "tanh", self.generator)
-        dynamics = NeuralODE(mlp, "midpoint", 1.0, 1e-3, 1e-3, False, 10.0)
+        dynamics = Flow(mlp, RungeKutta("midpoint"), 10.0)
         likelihood = Poisson(self.trials.n_neurons)
         rng = np.random.default_rng(seed)
         weight, table = pca_start(self.trials, likelihood, 2, 1.0, rng)

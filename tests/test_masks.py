@@ -12,7 +12,7 @@ from sklearn_sae import NODESAE
 from sklearn_sae._data.trials import Trials
 from sklearn_sae._data.validation import check_seeds
 from sklearn_sae._inference.scoring import hidden_entries
-from sklearn_sae._model.dynamics import SOLVERS
+from sklearn_sae._model.solvers import SOLVERS
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ from common import generator
 from torch.func import jacrev
 
 from sklearn_sae._model.activations import ACTIVATIONS
-from sklearn_sae._model.mlp import MLP, affine, uniform_weight
+from sklearn_sae._model.layers import affine, uniform_weight
+from sklearn_sae._model.state_maps import MLP
 
 
 def normal(*shape, seed=1):

@@ -10,9 +10,10 @@ from sklearn.model_selection import train_test_split
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae._data.validation import check_seed, check_seeds
-from sklearn_sae._model.dynamics import NeuralODE, RecurrentDynamics, rollouts
-from sklearn_sae._model.mlp import MLP
+from sklearn_sae._model.dynamics import Flow, Map, rollouts
 from sklearn_sae._model.runge_kutta import TABLEAUS
+from sklearn_sae._model.solvers import SOLVERS
+from sklearn_sae._model.state_maps import MLP
 from sklearn_sae._training.loop import train
 from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 
@@ -238,8 +239,9 @@ def dynamics(kind, seed):
     with torch.no_grad():
         mlp.weights[-1].mul_(20)
     if kind == "mlp cell":
-        return RecurrentDynamics(mlp, residual=0.2)
-    return NeuralODE(mlp, kind, 0.5, 1e-3, 1e-3, False, 3.0)
+        return Map(mlp, residual=0.2)
+    solver = SOLVERS[kind].from_parameters(kind, 0.5, 1e-3, 1e-3, False)
+    return Flow(mlp, solver, 3.0)
 
 
 @pytest.mark.parametrize("kind", [*sorted(TABLEAUS), "dopri5", "mlp cell"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 __all__ = ["ACTIVATIONS", "Activation", "Relu", "Sigmoid", "Softplus", "Tanh"]
 
 
+@dataclass(frozen=True)
 class Activation(ABC):
-    """A function that is applied to each hidden unit; it has no state.
+    """A function that is applied to each hidden unit; it has no state, and equals its like.
 
     Its derivative is found from its output, so that no input need be kept.
     """

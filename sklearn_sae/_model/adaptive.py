@@ -9,13 +9,13 @@ derivative of the map is that of its steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .runge_kutta import Tableau
+from .runge_kutta import Field, Tableau, add_changes, explicit_step, stage_changes
 
 __all__ = ["EMBEDDED", "Embedded", "replay", "take_bin"]
 
@@ -119,8 +119,6 @@ EMBEDDED = {
     ),
 }  # fmt: skip
 
-Field = Callable[[Tensor], Tensor]
-
 
 def take_bin(
     field: Field, z: Tensor, method: Embedded, rtol: float, atol: float
@@ -137,8 +135,8 @@ def take_bin(
     left = z.new_ones(z.shape[1])
     size = left
     while bool((left > 0).any()):
-        changes = _changes(field, z, method.tableau, size)
-        after = _add(z, method.tableau.b, changes)
+        changes = stage_changes(field, z, method.tableau, size)
+        after = add_changes(z, method.tableau.b, changes)
         with torch.no_grad():
             scale = atol + rtol * torch.maximum(z.abs(), after.abs())
             ratio = (_error(field, after, method, changes, size) / scale).square().mean(dim=0)
@@ -161,16 +159,8 @@ def take_bin(
 def replay(field: Field, z: Tensor, method: Embedded, sizes: list[Tensor]) -> Tensor:
     """Take steps of known sizes: those of ``take_bin``."""
     for size in sizes:
-        z = _add(z, method.tableau.b, _changes(field, z, method.tableau, size))
+        z = explicit_step(field, z, method.tableau, size)
     return z
-
-
-def _changes(field: Field, z: Tensor, tableau: Tableau, size: Tensor) -> list[Tensor]:
-    """Velocities at the stages of a step, times its size."""
-    changes: list[Tensor] = []
-    for row in tableau.a:
-        changes.append(size * field(_add(z, row, changes)))
-    return changes
 
 
 def _error(
@@ -178,14 +168,7 @@ def _error(
 ) -> Tensor:
     if len(method.error) > len(changes):
         changes = [*changes, size * field(after)]
-    return _add(torch.zeros_like(after), method.error, changes)
-
-
-def _add(z: Tensor, weights: Sequence[float], changes: list[Tensor]) -> Tensor:
-    for weight, change in zip(weights, changes, strict=True):
-        if weight:
-            z = torch.add(z, change, alpha=weight)
-    return z
+    return add_changes(torch.zeros_like(after), method.error, changes)
 
 
 def _is_finite(z: Tensor) -> Tensor:

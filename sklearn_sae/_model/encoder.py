@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .._data.batches import Batch
-from .mlp import affine, uniform_weight
+from .layers import affine, uniform_weight
 
 __all__ = ["Encoder", "hide_at_random"]
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from .mlp import affine
+from .layers import affine
 
 __all__ = ["LinearReadout", "Readout"]
 

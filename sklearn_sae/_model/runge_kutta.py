@@ -1,33 +1,30 @@
-"""Explicit Runge-Kutta rollouts of an MLP vector field, with a hand-written backward pass.
-
-A rollout is hundreds of small matrix products, so what costs is not arithmetic but everything
-around it. Four things make this path several times faster than automatic differentiation of the
-same loop, and equal to it: one state per column (see ``mlp``); biases carried by a row of ones;
-activations folded into the weights where that makes them faster (see ``Activation.fold``); and
-loops that hold nothing but operations, because to look up what these are takes as long as they do.
-"""
+"""Explicit Runge-Kutta steps of vector fields, and their Jacobians."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from .activations import Activation
-from .mlp import MLP
+from .state_maps import StateMap
 
 __all__ = [
     "TABLEAUS",
+    "Field",
     "Tableau",
+    "add_changes",
     "compose",
-    "explicit_step_with_jacobian",
-    "rollout_mlp",
-    "rollout_mlps",
+    "explicit_step",
+    "stage_changes",
+    "variational_step",
 ]
+
+Field = Callable[[Tensor], Tensor]
+
+#: From here on two matrix products take no more time than ``compose``, with 64 far less.
+MANY_LATENTS = 32
 
 
 class Tableau(NamedTuple):
@@ -47,38 +44,55 @@ TABLEAUS = {
 }
 
 
-#: From here on two matrix products take no more time than ``compose``, with 64 far less.
-MANY_LATENTS = 32
-
-
-def explicit_step_with_jacobian(
-    mlp: MLP, z: Tensor, tableau: Tableau, step_size: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """One step from ``z`` ``(n_latents, n_trials)``, and its Jacobian at each column.
+def explicit_step(field: Field, z: Tensor, tableau: Tableau, size: float | Tensor) -> Tensor:
+    """One step of dz/dt = ``field(z)`` from ``z`` ``(n_latents, n_trials)``.
 
     Its size is one for all, or ``(n_trials,)``.
     """
+    return add_changes(z, tableau.b, stage_changes(field, z, tableau, size))
+
+
+def stage_changes(field: Field, z: Tensor, tableau: Tableau, size: float | Tensor) -> list[Tensor]:
+    """Velocities at the stages of a step, times its size."""
+    changes: list[Tensor] = []
+    for row in tableau.a:
+        changes.append(size * field(add_changes(z, row, changes)))
+    return changes
+
+
+def add_changes(z: Tensor, weights: Sequence[float], changes: list[Tensor]) -> Tensor:
+    """``z`` and the weighted sum of ``changes``."""
+    for weight, change in zip(weights, changes, strict=True):
+        if weight:
+            z = torch.add(z, change, alpha=weight)
+    return z
+
+
+def variational_step(
+    field: StateMap, z: Tensor, tableau: Tableau, size: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """One step as ``explicit_step``, and its Jacobians ``(n_latents, n_latents, n_trials)``."""
     identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
     stages: list[Tensor] = []
     jacobians: list[Tensor] = []
     for row in tableau.a:
-        x = z + sum(step_size * a * k for a, k in zip(row, stages, strict=True))
+        x = z + sum(size * a * k for a, k in zip(row, stages, strict=True))
         along = identity
         if jacobians:
             # A weight of zero costs as much as another; the first stage is at z itself.
-            terms = [step_size * a * j for a, j in zip(row, jacobians, strict=True) if a]
+            terms = [size * a * j for a, j in zip(row, jacobians, strict=True) if a]
             along = identity + sum(terms[1:], start=terms[0])
         if jacobians and len(z) >= MANY_LATENTS:
-            stage, jacobian = mlp.with_jacobian(x, along)
+            stage, jacobian = field.with_jacobian(x, along)
         else:
-            stage, jacobian = mlp.with_jacobian(x)
+            stage, jacobian = field.with_jacobian(x)
             jacobian = compose(jacobian, along) if jacobians else jacobian
         stages.append(stage)
         jacobians.append(jacobian)
     for b, k, j in zip(tableau.b, stages, jacobians, strict=True):
-        z = z + step_size * b * k
+        z = z + size * b * k
         if b:
-            identity = identity + step_size * b * j
+            identity = identity + size * b * j
     return z, identity
 
 
@@ -88,249 +102,3 @@ def compose(outer: Tensor, inner: Tensor) -> Tensor:
     for column, row in zip(outer.unbind(1)[1:], inner[1:], strict=True):
         product.addcmul_(column[:, None], row)
     return product
-
-
-def rollout_mlp(
-    mlp: MLP,
-    z0: Tensor,
-    n_bins: int,
-    tableau: Tableau,
-    n_substeps: int,
-    step_size: float,
-    kicks: Tensor | None = None,
-) -> Tensor:
-    """Roll ``dz/dt = mlp(z)`` out from ``z0`` ``(n_latents, n_trials)``.
-
-    A bin is ``n_substeps`` steps of ``step_size``; at its end the state jumps by that of ``kicks``
-    ``(n_bins - 1, n_latents, n_trials)``. Returns the latents ``(n_bins, n_latents, n_trials)``, of
-    which the first is ``z0``.
-    """
-    steps = n_bins, tableau, n_substeps
-    return _rollout([*mlp.weights], mlp.activation, z0, kicks, steps, step_size)
-
-
-def rollout_mlps(
-    mlps: Sequence[MLP],
-    z0: Sequence[Tensor],
-    n_bins: int,
-    tableau: Tableau,
-    n_substeps: int,
-    step_size: float,
-    kicks: Sequence[Tensor] | None = None,
-) -> Tensor:
-    """The same of several perceptrons of one shape, each from its ``z0``, in the time of few.
-
-    Returns ``(n_bins, n_models, n_latents, n_trials)``.
-    """
-    weights = [torch.stack(of_all) for of_all in zip(*(mlp.weights for mlp in mlps), strict=True)]
-    together = None if kicks is None else torch.stack([*kicks], dim=1)
-    steps = n_bins, tableau, n_substeps
-    activation = mlps[0].activation
-    return _rollout(weights, activation, torch.stack([*z0]), together, steps, step_size)
-
-
-def _rollout(
-    weights: list[Tensor],
-    activation: Activation,
-    z0: Tensor,
-    kicks: Tensor | None,
-    steps: tuple[int, Tableau, int],
-    step_size: float,
-) -> Tensor:
-    if not torch.is_grad_enabled():
-        # The function below keeps what its backward pass needs whenever an input requires grad.
-        z0, weights = z0.detach(), [weight.detach() for weight in weights]
-        kicks = None if kicks is None else kicks.detach()
-    weights = [*weights[:-1], weights[-1] * step_size]
-    activation, weights = activation.fold(weights)
-    weights = [*(_with_one(weight, activation) for weight in weights[:-1]), weights[-1]]
-    return _Rollout.apply(z0, kicks, *steps, activation, *weights)
-
-
-def _with_one(weight: Tensor, activation: Activation) -> Tensor:
-    """The weight of a hidden layer with one more unit, which is always one."""
-    row = torch.zeros_like(weight[..., :1, :])
-    row[..., -1] = activation.before_one
-    return torch.cat([weight, row], dim=-2)
-
-
-def _with_ones(z: Tensor, n: int, size: int) -> Tensor:
-    """``n`` uninitialised ``(size + 1, n_trials)`` blocks whose last row is one, for the biases."""
-    block = z.new_empty(n, *z.shape[:-2], size + 1, z.shape[-1])
-    block[..., size, :] = 1
-    return block
-
-
-class _Rollout(torch.autograd.Function):
-    """Of one model, or of several: their axis then is the first of weights and states."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        z0: Tensor,
-        kicks: Tensor | None,
-        n_bins: int,
-        tableau: Tableau,
-        n_substeps: int,
-        activation: Activation,
-        *weights: Tensor,
-    ) -> Tensor:
-        n_latents = z0.shape[-2]
-        n_evaluations = (n_bins - 1) * n_substeps * len(tableau.b)
-        keep = any(ctx.needs_input_grad)
-        states = _with_ones(z0, n_evaluations if keep else 1, n_latents)
-        layers = _Layers(weights, activation, z0)
-        stages = [torch.empty_like(z0) for _ in tableau.b]
-        rows = [_terms(row, stages) for row in tableau.a]
-        at_last = _terms(tableau.b, stages)
-        latents = z0.new_empty(n_bins, *z0.shape)
-        latents[0] = z0
-        inputs, without_ones = states.unbind(), states[..., :n_latents, :].unbind()
-        bins = latents.unbind()
-        i = 0
-        for t in range(1, n_bins):
-            z, end = bins[t - 1], bins[t]
-            for _ in range(n_substeps):
-                for terms, k in zip(rows, stages, strict=True):
-                    _combine(z, terms, without_ones[i])
-                    layers.product(weights[-1], layers.forward(inputs[i]), out=k)
-                    i += keep
-                _combine(z, at_last, end)
-                z = end
-            if kicks is not None:
-                z.add_(kicks[t - 1])
-        ctx.settings = tableau, n_substeps, activation, kicks is not None
-        if keep:
-            ctx.save_for_backward(states, *weights)
-        return latents
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (d_latents,) = gradients
-        tableau, n_substeps, activation, kicked = ctx.settings
-        states, *weights = ctx.saved_tensors
-        inputs, d_bins = states.unbind(), d_latents.unbind()
-        d_z = d_bins[-1].clone()
-        d_inputs = [torch.empty_like(d_z) for _ in tableau.b]
-        layers = _Layers(weights, activation, d_z)
-        pulls = []
-        for s, b in enumerate(tableau.b):
-            later = zip(tableau.a[s + 1 :], d_inputs[s + 1 :], strict=True)
-            d_stage, sums = _sum([(b, d_z), *((row[s], d) for row, d in later)])
-            pulls.append((sums, layers.backward_from(d_stage, d_inputs[s])))
-        pulls.reverse()
-        d_kicks = torch.empty_like(d_latents[1:]) if kicked else None
-        i = len(inputs)
-        for t in range(len(d_bins) - 2, -1, -1):
-            if d_kicks is not None:
-                d_kicks[t] = d_z
-            for _ in range(n_substeps):
-                for sums, of_layers in pulls:
-                    for operation in sums:
-                        operation()
-                    i -= 1
-                    of_layers(inputs[i])
-                for d_input in d_inputs:
-                    d_z.add_(d_input)
-            d_z.add_(d_bins[t])
-        return d_z, d_kicks, None, None, None, None, *layers.d_weights()
-
-
-class _Layers:
-    """One evaluation at a time of the hidden layers, and the gradients of all evaluations.
-
-    The backward pass computes hidden units anew: to keep those of a whole rollout would take more
-    memory than the cache has, and waiting for it more time.
-    """
-
-    def __init__(self, weights: Sequence[Tensor], activation: Activation, z: Tensor) -> None:
-        self.activation = activation
-        single = z.ndim == 2
-        self.product = torch.mm if single else torch.bmm
-        sizes = [(*z.shape[:-2], weight.shape[-2], z.shape[-1]) for weight in weights[:-1]]
-        self.hidden = [z.new_empty(*size) for size in sizes]
-        self.d_hidden = [torch.empty_like(h) for h in self.hidden]
-        activations = [activation.in_place(h) for h in self.hidden]
-        self.steps = [*zip(weights, self.hidden, activations, strict=False)]
-        # Of the first layer's input the last row is not the state's.
-        self.weights_t = [weights[0][..., :-1].mT, *(weight.mT for weight in weights[1:])]
-        # Of thin matrices' products, wide ones take a third of the time of tall ones.
-        self.tall = [weight.shape[-2] > weight.shape[-1] for weight in weights]
-        self.d_wide = [
-            torch.zeros_like(weight.mT if tall else weight, memory_format=torch.contiguous_format)
-            for weight, tall in zip(weights, self.tall, strict=True)
-        ]
-        self.add_up = [d.addmm_ if single else d.baddbmm_ for d in self.d_wide]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Hidden units that the last layer acts on."""
-        product = self.product
-        for weight, h, activate in self.steps:
-            product(weight, x, out=h)
-            activate()
-            x = h
-        return x
-
-    def backward_from(self, d_output: Tensor, d_input: Tensor) -> Callable[[Tensor], None]:
-        """What, given an input, turns ``d_output`` into ``d_input`` and adds up the weights'."""
-        d_outputs = [*self.d_hidden, d_output]
-        later: list[Callable[[], object]] = []
-        for layer in reversed(range(1, len(d_outputs))):
-            d_above, d_below, h = d_outputs[layer], d_outputs[layer - 1], self.hidden[layer - 1]
-            pair = (h, d_above.mT) if self.tall[layer] else (d_above, h.mT)
-            later += [
-                partial(self.add_up[layer], *pair),
-                partial(self.product, self.weights_t[layer], d_above, out=d_below),
-                self.activation.backward_in_place(d_below, h),
-            ]
-        forward, tall, add_up = self.forward, self.tall[0], self.add_up[0]
-        d_first, d_first_t = d_outputs[0], d_outputs[0].mT
-        into_input = partial(self.product, self.weights_t[0], d_first, out=d_input)
-
-        def backward(x: Tensor) -> None:
-            forward(x)
-            for operation in later:
-                operation()
-            if tall:
-                add_up(x, d_first_t)
-            else:
-                add_up(d_first, x.mT)
-            into_input()
-
-        return backward
-
-    def d_weights(self) -> list[Tensor]:
-        return [d.mT if tall else d for d, tall in zip(self.d_wide, self.tall, strict=True)]
-
-
-#: Weights, and the tensors that they weigh.
-Terms = list[tuple[float, Tensor]]
-
-
-def _terms(coefficients: tuple[float, ...], stages: list[Tensor]) -> Terms:
-    return [(c, k) for c, k in zip(coefficients, stages, strict=False) if c]
-
-
-def _combine(z: Tensor, terms: Terms, out: Tensor) -> None:
-    """Write ``z + sum(weight * tensor)`` to ``out``, which may be ``z`` itself."""
-    base = z
-    for weight, k in terms:
-        base = torch.add(base, k, alpha=weight, out=out)
-    if base is z and out is not z:
-        out.copy_(z)
-
-
-def _sum(terms: Terms) -> tuple[Tensor, list[Callable[[], object]]]:
-    """Where the gradient of a stage is, after the operations that sum it up.
-
-    It is made of those of the step and of the stages that build on it.
-    """
-    (weight, first), *others = [term for term in terms if term[0]]
-    if weight == 1 and not others:
-        return first, []
-    total = torch.empty_like(first)
-    # Numbers outside of tensors take twice the time.
-    scale = torch.tensor(weight, dtype=first.dtype, device="cpu")
-    scaled = partial(torch.mul, first, scale, out=total)
-    return total, [scaled, *(partial(total.add_, d, alpha=weight) for weight, d in others)]

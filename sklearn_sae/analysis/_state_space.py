@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._base import BaseSAE
 from .._data.masked import refuse_masked
-from .._model.dynamics import NeuralODE
+from .._model.dynamics import Flow
 from ..datasets import System
 from ..datasets._systems import central_differences, typical_scale
 
@@ -187,8 +187,8 @@ def _of_estimator(estimator: BaseSAE, dim: int, discrete: bool | None) -> StateS
         for after, jacobian in dynamics.parts(columns):
             yield after.numpy().T, jacobian.permute(2, 0, 1).numpy()
 
-    if isinstance(dynamics, NeuralODE) and not discrete:
-        return StateSpace(*_of_neural_ode(dynamics), parts, False, 1.0)
+    if isinstance(dynamics, Flow) and not discrete:
+        return StateSpace(*_of_flow(dynamics), parts, False, 1.0)
     if discrete is False:
         raise ValueError(
             f"discrete=False asks for a vector field, but {type(estimator).__name__} has none: its "
@@ -197,8 +197,8 @@ def _of_estimator(estimator: BaseSAE, dim: int, discrete: bool | None) -> StateS
     return _map_of(parts, 1.0)
 
 
-def _of_neural_ode(dynamics: NeuralODE) -> tuple[Function, Function]:
-    """The vector field and its Jacobian, which the perceptron knows in closed form."""
+def _of_flow(dynamics: Flow) -> tuple[Function, Function]:
+    """The vector field and its Jacobian."""
 
     def field(z: Array) -> Array:
         with torch.no_grad():
@@ -207,7 +207,7 @@ def _of_neural_ode(dynamics: NeuralODE) -> tuple[Function, Function]:
     def jacobian(z: Array) -> Array:
         with torch.no_grad():
             columns = torch.from_numpy(np.ascontiguousarray(z.T))
-            return (dynamics.mlp.jacobian(columns) / dynamics.time_scale).permute(2, 0, 1).numpy()
+            return dynamics.vector_field_jacobian(columns).permute(2, 0, 1).numpy()
 
     return field, jacobian
 

@@ -1,52 +1,18 @@
-"""The multilayer perceptron behind a vector field or an ``"mlp"`` cell.
-
-Everything inside the package keeps trials on the last axis: a state is ``(n_latents, n_trials)``,
-so that a layer is one matrix product from the left, which is several times faster on thin states
-than the row-wise product. A layer's bias is the last column of its weight matrix.
-"""
+"""The multilayer perceptron behind a vector field or an ``"mlp"`` cell."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from numbers import Integral
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from .activations import ACTIVATIONS
+from ..activations import ACTIVATIONS
+from ..layers import Layers, affine, uniform_weight
+from .base import StateMap
 
-__all__ = ["MLP", "StateMap", "affine", "uniform_weight"]
-
-
-def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> nn.Parameter:
-    """Draw a ``(n_out, n_in + 1)`` weight-and-bias matrix, uniform within +- 1/sqrt(n_in).
-
-    Without a ``generator`` it has a shape only (on torch's meta device) and takes no memory.
-    """
-    if generator is None:
-        return nn.Parameter(torch.empty(n_out, n_in + 1, device="meta"))
-    draw = torch.rand(n_out, n_in + 1, generator=generator, device="cpu")
-    return nn.Parameter((2 * draw - 1) / n_in**0.5)
-
-
-def affine(weight: Tensor, x: Tensor) -> Tensor:
-    """Apply ``weight``, with the bias in its last column, to ``x``.
-
-    That is ``(n_in, n_trials)`` or ``(n_bins, n_in, n_trials)``. Weights of several models,
-    ``(n_models, n_out, n_in + 1)``, are applied to ``(n_bins, n_models, n_in, n_trials)``.
-    """
-    if weight.ndim == 3:
-        return weight[..., :-1] @ x + weight[..., -1:]
-    if x.ndim == 2:
-        return torch.addmm(weight[:, -1:], weight[:, :-1], x)
-    return torch.baddbmm(weight[:, -1:], weight[:, :-1].expand(len(x), -1, -1), x)
-
-
-class StateMap(nn.Module):
-    """A learned map of states ``(n_latents, n_trials)``, that also knows its derivative."""
-
-    @abstractmethod
-    def jacobian(self, z: Tensor) -> Tensor:
-        """Jacobians ``(n_latents out, n_latents in, n_trials)`` at the columns of ``z``."""
+__all__ = ["MLP"]
 
 
 class MLP(StateMap):
@@ -77,6 +43,22 @@ class MLP(StateMap):
             self.weights[0][:, -1].mul_(4)
             self.weights[-1].mul_(0.05)
 
+    @classmethod
+    def from_parameters(
+        cls,
+        n_latents: int,
+        hidden_sizes: Any,
+        activation: str,
+        generator: torch.Generator | None,
+    ) -> Self:
+        sizes = tuple(hidden_sizes)
+        if not sizes or any(not isinstance(size, Integral) or size < 1 for size in sizes):
+            raise ValueError(f"hidden_sizes must hold one or more ints >= 1; got {hidden_sizes!r}.")
+        return cls(n_latents, sizes, activation, generator)
+
+    def layers(self) -> Layers:
+        return Layers([*self.weights], self.activation)
+
     def forward(self, z: Tensor) -> Tensor:
         *hidden, last = self.weights
         for weight in hidden:
@@ -87,10 +69,6 @@ class MLP(StateMap):
         return self.with_jacobian(z)[1]
 
     def with_jacobian(self, z: Tensor, inner: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What it makes of the columns of ``z``, and the Jacobians there.
-
-        ``inner`` ``(n_latents, n_in, n_trials)``, if given, multiplies them from the right.
-        """
         *hidden, last = self.weights
         chain = hidden[0][:, :-1, None]
         if inner is not None:
