@@ -279,12 +279,13 @@ def test_units_and_place_of_the_states_change_nothing(unit, offset):
 def test_integrated_jacobian_is_the_derivative_of_the_map():
     system, width = Lorenz(), 0.02
     z = system.trajectory(5)
-    after, jacobian = compose(integrate(system.flow, system.jacobian, z, width))
+    after, jacobian = compose(integrate(system.vector_field, system.jacobian, z, width))
     np.testing.assert_allclose(after, system.simulate(z, 2, width)[:, 1], atol=1e-3)
     for j in range(3):
         h = 1e-6 * np.eye(3)[j]
         ends = [
-            compose(integrate(system.flow, system.jacobian, z + s * h, width))[0] for s in (1, -1)
+            compose(integrate(system.vector_field, system.jacobian, z + s * h, width))[0]
+            for s in (1, -1)
         ]
         np.testing.assert_allclose(jacobian[:, :, j], (ends[0] - ends[1]) / 2e-6, atol=1e-5)
 
@@ -297,7 +298,7 @@ def test_matching_is_one_to_one_after_alignment():
     latents = states @ affine + 1.0
 
     def flow(z):
-        return system.flow((z - 1.0) @ np.linalg.inv(affine)) @ affine
+        return system.vector_field((z - 1.0) @ np.linalg.inv(affine)) @ affine
 
     found = find_fixed_points(flow, latents, random_state=1, bin_width=1.5008 / 100)
     for reference in (true, system):

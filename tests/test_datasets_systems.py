@@ -28,32 +28,34 @@ def spiral(z):
 
 
 @pytest.mark.parametrize("cls", ODES, **names)
-def test_flow_takes_any_leading_shape(cls):
+def test_vector_field_takes_any_leading_shape(cls):
     system = cls()
     z = system.trajectory(24).reshape(2, 3, 4, system.dim)
-    flow, jacobian = system.flow(z), system.jacobian(z)
-    assert flow.shape == z.shape
+    velocity, jacobian = system.vector_field(z), system.jacobian(z)
+    assert velocity.shape == z.shape
     assert jacobian.shape == (*z.shape, system.dim)
-    np.testing.assert_allclose(flow[1, 2, 3], system.flow(z[1, 2, 3]), rtol=1e-12)
+    np.testing.assert_allclose(velocity[1, 2, 3], system.vector_field(z[1, 2, 3]), rtol=1e-12)
     np.testing.assert_allclose(jacobian[1, 2, 3], system.jacobian(z[1, 2, 3]), rtol=1e-12)
-    np.testing.assert_allclose(system.flow(z[0, 0, 0].tolist()), flow[0, 0, 0])
+    np.testing.assert_allclose(system.vector_field(z[0, 0, 0].tolist()), velocity[0, 0, 0])
 
 
 @pytest.mark.parametrize("cls", ODES, **names)
-def test_compiled_right_hand_side_is_the_flow(cls):
+def test_compiled_right_hand_side_is_the_vector_field(cls):
     system = cls()
     rhs = system._rhs()
     for z in system.trajectory(20):
-        np.testing.assert_allclose(rhs(0.0, z), system.flow(z), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(rhs(0.0, z), system.vector_field(z), rtol=1e-12, atol=1e-12)
 
 
 def test_equations_of_the_paper():
     x, y, z = point = np.array([1.5, -2.0, 3.0])
-    np.testing.assert_allclose(Arneodo().flow(point), [y, z, 5.5 * x - 4.5 * y - z - x**3])
+    np.testing.assert_allclose(Arneodo().vector_field(point), [y, z, 5.5 * x - 4.5 * y - z - x**3])
     np.testing.assert_allclose(
-        Lorenz().flow(point), [10 * (y - x), x * (28 - z) - y, x * y - 2.667 * z]
+        Lorenz().vector_field(point), [10 * (y - x), x * (28 - z) - y, x * y - 2.667 * z]
     )
-    np.testing.assert_allclose(Rossler().flow(point), [-y - z, x + 0.2 * y, 0.2 + z * (x - 5.7)])
+    np.testing.assert_allclose(
+        Rossler().vector_field(point), [-y - z, x + 0.2 * y, 0.2 + z * (x - 5.7)]
+    )
 
 
 def test_macarthur_species_by_species():
@@ -64,11 +66,11 @@ def test_macarthur_species_by_species():
         0.25 * (system.s[j] - r[j]) - sum(system.c[j, i] * growth[i] * n[i] for i in range(5))
         for j in range(5)
     ]
-    np.testing.assert_allclose(system.flow(system.start), expected)
+    np.testing.assert_allclose(system.vector_field(system.start), expected)
 
 
 @pytest.mark.parametrize("cls", ODES, **names)
-def test_jacobian_is_the_derivative_of_the_flow(cls):
+def test_jacobian_is_the_derivative_of_the_vector_field(cls):
     system = cls()
     z = system.trajectory(50)
     if cls is MacArthur:  # which has no derivative where two resources are equally scarce
@@ -102,7 +104,7 @@ def test_fixed_points_are_fixed(cls):
     system = cls()
     points = system.fixed_points()
     assert points.shape[1] == system.dim
-    assert np.abs(system.flow(points)).max() < 1e-10
+    assert np.abs(system.vector_field(points)).max() < 1e-10
     np.testing.assert_array_equal(points, points[np.lexsort(points.T[::-1])])
 
 
@@ -140,7 +142,7 @@ def test_macarthur_communities():
 def test_lorenz_for_any_parameters(sigma, rho, beta, z):
     system = Lorenz(sigma, rho, beta)
     points = system.fixed_points()
-    assert np.abs(system.flow(points)).max() < 1e-10 * max(1, abs(rho)) ** 2
+    assert np.abs(system.vector_field(points)).max() < 1e-10 * max(1, abs(rho)) ** 2
     np.testing.assert_allclose(System.jacobian(system, z), system.jacobian(z), rtol=1e-5, atol=1e-5)
 
 
@@ -152,7 +154,7 @@ def test_rossler_fixed_points_for_any_parameters(a, b, c):
     system = Rossler(a, b, c)
     points = system.fixed_points()
     scale = 1 + np.abs(points).max(initial=0) ** 2
-    assert np.abs(system.flow(points)).max(initial=0) < 1e-12 * scale
+    assert np.abs(system.vector_field(points)).max(initial=0) < 1e-12 * scale
     assert (len(points) > 0) == (c**2 >= 4 * a * b)
 
 
@@ -196,7 +198,7 @@ def test_trajectory_solves_the_equations(cls):
     times = np.arange(30) * system.period / system.points_per_period
     np.testing.assert_array_equal(states[0], system.start)
     solution = solve_ivp(
-        lambda _, z: system.flow(z),
+        lambda _, z: system.vector_field(z),
         (0, times[-1]),
         system.start,
         t_eval=times,
@@ -275,7 +277,7 @@ def test_mackey_glass_embedding():
 
 
 @pytest.mark.parametrize("ask", [
-    lambda s: s.flow(np.ones(10)),
+    lambda s: s.vector_field(np.ones(10)),
     lambda s: s.jacobian(np.ones(10)),
     lambda s: s.fixed_points(),
     lambda s: s.simulate(np.ones(10), 5),
@@ -295,12 +297,12 @@ def test_custom_system_batched_or_not():
     )
     z = batched.trajectory(30)
     np.testing.assert_allclose(single.trajectory(30), z)
-    np.testing.assert_allclose(single.flow(z), batched.flow(z))
+    np.testing.assert_allclose(single.vector_field(z), batched.vector_field(z))
     np.testing.assert_allclose(single.jacobian(z), batched.jacobian(z), atol=1e-8)
     np.testing.assert_allclose(batched.fixed_points(), [[0.0, 0.0]], atol=1e-10)
     # Taking a batch is not enough: (2, 2) and z[0] would give velocities of the wrong rows.
-    assert single.flow(z[:2]).shape == (2, 2)
-    np.testing.assert_allclose(single.flow(z[:2]), batched.flow(z[:2]))
+    assert single.vector_field(z[:2]).shape == (2, 2)
+    np.testing.assert_allclose(single.vector_field(z[:2]), batched.vector_field(z[:2]))
 
 
 def test_custom_jacobian():
@@ -316,18 +318,22 @@ def test_custom_jacobian():
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
-        (dict(flow=3), TypeError, "flow must be a function"),
+        (dict(vector_field=3), TypeError, "vector_field must be a function"),
         (dict(start=[[1.0, 0.0]]), ValueError, "start must be a vector"),
         (dict(start=[np.nan, 0.0]), ValueError, "start must be a vector"),
         (dict(start=[]), ValueError, "start must be a vector"),
         (dict(period=0), ValueError, "period must be a positive"),
         (dict(burn_in=-1), ValueError, "burn_in must be a time"),
-        (dict(flow=lambda z: z[:1]), ValueError, r"flow\(start\) must have the shape"),
+        (
+            dict(vector_field=lambda z: z[:1]),
+            ValueError,
+            r"vector_field\(start\) must have the shape",
+        ),
     ],
 )
 def test_custom_system_errors(kwargs, error, match):
     with pytest.raises(error, match=match):
-        CustomSystem(**{"flow": spiral, "start": [1.0, 0.0], "period": 1.0, **kwargs})
+        CustomSystem(**{"vector_field": spiral, "start": [1.0, 0.0], "period": 1.0, **kwargs})
 
 
 class LikeDysts:
@@ -373,7 +379,7 @@ def test_dysts(cls):
         ours = cls()
         assert ours.period == theirs.period
         np.testing.assert_array_equal(ours.start, theirs.ic)
-        np.testing.assert_allclose(ours.flow(ours.start), theirs.rhs(ours.start, 0.0))
+        np.testing.assert_allclose(ours.vector_field(ours.start), theirs.rhs(ours.start, 0.0))
         np.testing.assert_allclose(
             data.latents.reshape(50, -1), ours.trajectory(50, data.bin_width), atol=1e-4
         )

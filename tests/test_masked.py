@@ -84,7 +84,7 @@ ENTRIES = {
     "latents, velocity": lambda est: est.vector_field(STATE),
     "latents, simulate": lambda est: est.simulate(STATE, 3),
     "latents, rates": lambda est: est.inverse_transform(MASKED[..., :3]),
-    "z": lambda est: LORENZ.flow(STATES),
+    "z": lambda est: LORENZ.vector_field(STATES),
     "z, jacobian": lambda est: LORENZ.jacobian(STATES),
     "z0": lambda est: LORENZ.simulate(STATE, 3),
     "times": lambda est: LORENZ.sample(TIMES),

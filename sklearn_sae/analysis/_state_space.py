@@ -18,7 +18,8 @@ from .._base import BaseSAE
 from .._data.masked import refuse_masked
 from .._model.dynamics import Flow
 from ..datasets import System
-from ..datasets._systems import central_differences, typical_scale
+from ..datasets._differences import central_differences, typical_scale
+from ..datasets._integration import rk4_with_jacobian
 
 __all__ = ["Array", "StateSpace", "as_paired_rows", "as_rows", "as_state_space"]
 
@@ -97,7 +98,7 @@ def as_state_space(
     if isinstance(system, System):
         width = system.period / system.points_per_period if bin_width is None else bin_width
         _check_dim(type(system).__name__, system.dim, dim)
-        return _assemble(system.flow, system.jacobian, bool(discrete), width, is_map=False)
+        return _assemble(system.vector_field, system.jacobian, bool(discrete), width, is_map=False)
     if not callable(system):
         raise TypeError(
             "system must be a fitted NODESAE or RNNSAE, a system of sklearn_sae.datasets, or a "
@@ -183,8 +184,7 @@ def _of_estimator(estimator: BaseSAE, dim: int, discrete: bool | None) -> StateS
     dynamics = copy.deepcopy(estimator.model_.dynamics).double().requires_grad_(False)
 
     def parts(z: Array) -> Iterator[tuple[Array, Array]]:
-        columns = torch.from_numpy(np.ascontiguousarray(z.T))
-        for after, jacobian in dynamics.parts(columns):
+        for after, jacobian in dynamics.parts(_columns(z)):
             yield after.numpy().T, jacobian.permute(2, 0, 1).numpy()
 
     if isinstance(dynamics, Flow) and not discrete:
@@ -201,15 +201,17 @@ def _of_flow(dynamics: Flow) -> tuple[Function, Function]:
     """The vector field and its Jacobian."""
 
     def field(z: Array) -> Array:
-        with torch.no_grad():
-            return dynamics.vector_field(torch.from_numpy(z).T).T.numpy()
+        return dynamics.vector_field(torch.from_numpy(z).T).T.numpy()
 
     def jacobian(z: Array) -> Array:
-        with torch.no_grad():
-            columns = torch.from_numpy(np.ascontiguousarray(z.T))
-            return dynamics.vector_field_jacobian(columns).permute(2, 0, 1).numpy()
+        return dynamics.vector_field_jacobian(_columns(z)).permute(2, 0, 1).numpy()
 
     return field, jacobian
+
+
+def _columns(z: Array) -> Tensor:
+    """States as dynamics take them, one in each column."""
+    return torch.from_numpy(np.ascontiguousarray(z.T))
 
 
 def _of_torch(function: Callable[[Tensor], Tensor]) -> tuple[Function, Function]:
@@ -303,7 +305,7 @@ def compose(parts: Iterator[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 
 def integrate(
-    flow: Function, jacobian: Function, z: Array, duration: float
+    field: Function, jacobian: Function, z: Array, duration: float
 ) -> Iterator[tuple[Array, Array]]:
     """Advance states and their variational equation J' = Df(z) J by Runge-Kutta of order 4.
 
@@ -319,18 +321,6 @@ def integrate(
         chain: Array = np.broadcast_to(np.eye(z.shape[1]), (*z.shape, z.shape[1]))
         for i in range(int(n_substeps.max())):
             h = np.where(i < n_substeps, span / n_substeps, 0.0)
-            z, chain = _runge_kutta(flow, jacobian, z, chain, h[:, None])
+            z, chain = rk4_with_jacobian(field, jacobian, z, chain, h)
         left = left - span
         yield z, chain
-
-
-def _runge_kutta(
-    flow: Function, jacobian: Function, z: Array, chain: Array, h: Array
-) -> tuple[Array, Array]:
-    stage, stage_chain = z, chain
-    dz, dchain = np.zeros_like(z), np.zeros_like(chain)
-    for share, weight in ((1 / 2, 1 / 6), (1 / 2, 1 / 3), (1.0, 1 / 3), (0.0, 1 / 6)):
-        k, k_chain = flow(stage), jacobian(stage) @ stage_chain
-        dz, dchain = dz + h * weight * k, dchain + h[..., None] * weight * k_chain
-        stage, stage_chain = z + h * share * k, chain + h[..., None] * share * k_chain
-    return z + dz, chain + dchain

@@ -51,7 +51,7 @@ class Lorenz(System):
         self.rho = rho
         self.beta = beta
 
-    def flow(self, z: ArrayLike) -> Array:
+    def vector_field(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 3)."""
         x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         velocity = [self.sigma * (y - x), x * (self.rho - w) - y, x * y - self.beta * w]
@@ -111,7 +111,7 @@ class Rossler(System):
         self.b = b
         self.c = c
 
-    def flow(self, z: ArrayLike) -> Array:
+    def vector_field(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 3)."""
         x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         return np.stack([-y - w, x + self.a * y, self.b + w * (x - self.c)], axis=-1)
@@ -173,7 +173,7 @@ class Arneodo(System):
         self.c = c
         self.d = d
 
-    def flow(self, z: ArrayLike) -> Array:
+    def vector_field(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 3)."""
         x, y, w = np.moveaxis(as_array("z", z, float), -1, 0)
         jerk = -self.a * x - self.b * y - self.c * w + self.d * x * x * x
@@ -294,7 +294,7 @@ class MacArthur(System):
         content, half, supply = (as_array(x, getattr(self, x), float) for x in "cks")
         return content, half, supply
 
-    def flow(self, z: ArrayLike) -> Array:
+    def vector_field(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., 10)."""
         content, half, supply = self._tables()
         z = as_array("z", z, float)

@@ -36,8 +36,9 @@ class MackeyGlass(System):
     forcing; it is solved by Chebyshev collocation, delay by delay, to about 1e-12 a step. x is
     ``start`` before the burn-in of 50 periods.
 
-    There is no ``flow``, ``jacobian``, ``simulate`` or ``fixed_points``: delayed coordinates do
-    not follow an ordinary differential equation in closed form. Each raises NotImplementedError.
+    There is no ``vector_field``, ``jacobian``, ``simulate`` or ``fixed_points``: delayed
+    coordinates do not follow an ordinary differential equation in closed form. Each raises
+    NotImplementedError.
 
     References
     ----------
@@ -101,7 +102,7 @@ class MackeyGlass(System):
         piece, within = np.divmod(wanted, self.tau)
         return _evaluate(pieces, piece.astype(np.intp), 2 * within / self.tau - 1)
 
-    def flow(self, z: ArrayLike) -> NoReturn:
+    def vector_field(self, z: ArrayLike) -> NoReturn:
         """Not defined for a delay equation; raises NotImplementedError."""
         self._has_none("vector field")
 

@@ -7,7 +7,9 @@ import numpy as np
 from sklearn.utils import Bunch
 
 from .._data.masked import as_array
-from ._systems import Array, System, typical_scale
+from ._differences import typical_scale
+from ._integration import rk4_with_jacobian
+from ._systems import Array, System
 
 _MAX_SUBSTEPS = 64
 
@@ -156,21 +158,14 @@ def _rollout(
 ) -> tuple[Array, Array]:
     """States (n, n_bins, dim) and their derivatives by z0 (n, n_bins, dim, dim)."""
     h = bin_width / substeps
-    z, s = z0, np.broadcast_to(np.eye(z0.shape[1]), (*z0.shape, z0.shape[1]))
+    z = z0
+    s: Array = np.broadcast_to(np.eye(z0.shape[1]), (*z0.shape, z0.shape[1]))
     states, sensitivities = [z], [s]
-
-    def velocity(z: Array, s: Array) -> tuple[Array, Array]:
-        return system.flow(z), system.jacobian(z) @ s
 
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(n_bins - 1):
             for _ in range(substeps):
-                k1, l1 = velocity(z, s)
-                k2, l2 = velocity(z + h / 2 * k1, s + h / 2 * l1)
-                k3, l3 = velocity(z + h / 2 * k2, s + h / 2 * l2)
-                k4, l4 = velocity(z + h * k3, s + h * l3)
-                z = z + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-                s = s + h / 6 * (l1 + 2 * l2 + 2 * l3 + l4)
+                z, s = rk4_with_jacobian(system.vector_field, system.jacobian, z, s, h)
             states.append(z)
             sensitivities.append(s)
     return np.stack(states, axis=1), np.stack(sensitivities, axis=1)

@@ -1,6 +1,7 @@
 """What a dynamical system is to this package: a vector field, a start, a period."""
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Literal
@@ -11,15 +12,16 @@ from scipy.integrate import ode
 from scipy.optimize import root
 
 from .._data.masked import as_array
+from ._differences import EPS, central_differences, typical_scale
 
 Array = NDArray[np.floating]
-EPS = float(np.finfo(float).eps)
 
 
-class System:
+class System(ABC):
     """A dynamical system dz/dt = f(z) with everything the data and the tests need to know of it.
 
-    Subclass it with the attributes below and ``flow``; or wrap a function in `CustomSystem`.
+    Subclass it with the attributes below and ``vector_field``; or wrap a function in
+    `CustomSystem`.
 
     Attributes
     ----------
@@ -72,7 +74,8 @@ class System:
         values = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
         return f"{type(self).__name__}({values})"
 
-    def flow(self, z: ArrayLike) -> Array:
+    @abstractmethod
+    def vector_field(self, z: ArrayLike) -> Array:
         """Vector field dz/dt.
 
         Parameters
@@ -85,10 +88,9 @@ class System:
         ndarray of shape (..., dim)
             Their velocities, per unit of system time.
         """
-        raise NotImplementedError
 
     def jacobian(self, z: ArrayLike) -> Array:
-        """Jacobian of the vector field, entry ``[..., i, j]`` being ``d flow_i / d z_j``.
+        """Jacobian of the vector field, entry ``[..., i, j]`` being ``d f_i / d z_j``.
 
         Here by central differences (relative error about 1e-9), in steps that follow the range of
         each variable in the two periods after `start`; the named systems give it exactly.
@@ -103,7 +105,7 @@ class System:
         ndarray of shape (..., dim, dim)
             Jacobians.
         """
-        return central_differences(self.flow, as_array("z", z, float), self._scale)
+        return central_differences(self.vector_field, as_array("z", z, float), self._scale)
 
     @cached_property
     def _scale(self) -> Array:
@@ -117,8 +119,8 @@ class System:
     def fixed_points(self) -> Array:
         """States where the vector field vanishes, to 1e-10 of its size or what rounding leaves.
 
-        Here found by solving ``flow(z) = 0`` from 200 points of the trajectory, which finds those
-        that the trajectory comes near; the named systems give all of theirs.
+        Here found by solving ``vector_field(z) = 0`` from 200 points of the trajectory, which finds
+        those that the trajectory comes near; the named systems give all of theirs.
 
         Returns
         -------
@@ -127,15 +129,15 @@ class System:
         """
         found: list[Array] = []
         starts = self.trajectory(200, self.period / 10)
-        size = min(1.0, np.abs([self.flow(z) for z in (self.start, *starts[::20])]).max())
+        size = min(1.0, np.abs([self.vector_field(z) for z in (self.start, *starts[::20])]).max())
         for z0 in starts:
-            z = root(self.flow, z0, jac=self.jacobian, tol=1e-14).x
+            z = root(self.vector_field, z0, jac=self.jacobian, tol=1e-14).x
             if not np.all(np.isfinite(z)):
                 continue
             rounding = 4 * EPS * (np.abs(self.jacobian(z)) @ np.abs(z)).max()
             away = 1e-6 * (1 + np.linalg.norm((z - self.start) / self._scale))
             new = all(np.linalg.norm((z - other) / self._scale) > away for other in found)
-            if new and np.abs(self.flow(z)).max() < 1e-10 * size + rounding:
+            if new and np.abs(self.vector_field(z)).max() < 1e-10 * size + rounding:
                 found.append(z)
         return _sorted_rows(np.array(found).reshape(-1, self.dim))
 
@@ -226,7 +228,7 @@ class System:
 
     def _rhs(self) -> Callable[[float, Array], Any]:
         # A hook: on one state of few dimensions, plain Python floats are several times faster.
-        return lambda _, z: self.flow(z)
+        return lambda _, z: self.vector_field(z)
 
     def _integrate(self, z0: Array, times: Array) -> Array:
         # scipy.integrate.ode runs its whole step in compiled code: ten times faster than
@@ -251,24 +253,24 @@ class CustomSystem(System):
 
     Parameters
     ----------
-    flow : callable
-        ``flow(z)`` gives dz/dt; z has shape (dim,) or, if the function can, (..., dim).
+    vector_field : callable
+        ``vector_field(z)`` gives dz/dt; z has shape (dim,) or, if the function can, (..., dim).
     start : array-like of shape (dim,)
         Initial state; its length is the dimension.
     period : float
-        Time of one typical cycle, in the time of ``flow``; bins are counted in it.
+        Time of one typical cycle, in the time of ``vector_field``; bins are counted in it.
     jacobian : callable, default=None
-        ``jacobian(z)`` of shape (..., dim, dim); None takes central differences of ``flow``.
+        ``jacobian(z)`` of shape (..., dim, dim); None takes central differences.
     burn_in : float, default=None
         System time to discard so that the state is on the attractor. None is 50 periods.
 
     Raises
     ------
     TypeError
-        If ``flow`` is not callable.
+        If ``vector_field`` is not callable.
     ValueError
-        If ``start`` is not a vector of finite numbers, ``period`` is not positive, or ``flow``
-        gives another shape than its argument's.
+        If ``start`` is not a vector of finite numbers, ``period`` is not positive, or
+        ``vector_field`` gives another shape than its argument's.
 
     Examples
     --------
@@ -284,15 +286,17 @@ class CustomSystem(System):
 
     def __init__(
         self,
-        flow: Callable[[Array], Any],
+        vector_field: Callable[[Array], Any],
         start: ArrayLike,
         *,
         period: float,
         jacobian: Callable[[Array], Any] | None = None,
         burn_in: float | None = None,
     ) -> None:
-        if not callable(flow):
-            raise TypeError(f"flow must be a function flow(z) -> dz/dt, got {flow!r}.")
+        if not callable(vector_field):
+            raise TypeError(
+                f"vector_field must be a function vector_field(z) -> dz/dt, got {vector_field!r}."
+            )
         self.start = as_array("start", start, float).copy()
         if self.start.ndim != 1 or not self.start.size or not np.all(np.isfinite(self.start)):
             raise ValueError(
@@ -303,19 +307,20 @@ class CustomSystem(System):
         if burn_in is not None and not burn_in >= 0:
             raise ValueError(f"burn_in must be a time >= 0 or None, got {burn_in!r}.")
         self.period = float(period)
-        self._flow, self._jacobian = flow, jacobian
+        self._vector_field, self._jacobian = vector_field, jacobian
         self._burn_in = 50 * self.period if burn_in is None else float(burn_in)
-        if np.shape(flow(self.start)) != self.start.shape:
+        shape = np.shape(vector_field(self.start))
+        if shape != self.start.shape:
             raise ValueError(
-                f"flow(start) must have the shape of start, {self.start.shape}, got "
-                f"{np.shape(flow(self.start))}. Return one velocity for each state variable."
+                f"vector_field(start) must have the shape of start, {self.start.shape}, "
+                f"got {shape}. Return one velocity for each state variable."
             )
         self._takes_batches = self._agrees_on_batches()
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Constructor arguments by name."""
-        names = {"flow": self._flow, "start": self.start, "period": self.period}
+        names = {"vector_field": self._vector_field, "start": self.start, "period": self.period}
         return {**names, "jacobian": self._jacobian, "burn_in": self._burn_in}
 
     @property
@@ -323,12 +328,12 @@ class CustomSystem(System):
         """System time discarded before the first point."""
         return self._burn_in
 
-    def flow(self, z: ArrayLike) -> Array:
+    def vector_field(self, z: ArrayLike) -> Array:
         """Vector field dz/dt for states of shape (..., dim)."""
         z = as_array("z", z, float)
         if z.ndim == 1 or self._takes_batches:
-            return np.asarray(self._flow(z), dtype=float)
-        return np.apply_along_axis(self._flow, -1, z)
+            return np.asarray(self._vector_field(z), dtype=float)
+        return np.apply_along_axis(self._vector_field, -1, z)
 
     def jacobian(self, z: ArrayLike) -> Array:
         """Jacobian (..., dim, dim): the function given, or central differences."""
@@ -343,7 +348,7 @@ class CustomSystem(System):
         return self.tol * (min(1.0, np.abs(self.start).max()) or 1.0)
 
     def _rhs(self) -> Callable[[float, Array], Any]:
-        return lambda _, z: self._flow(z)
+        return lambda _, z: self._vector_field(z)
 
     def _agrees_on_batches(self) -> bool:
         # A function written for one state may accept a batch and mean something else by it, so
@@ -351,38 +356,10 @@ class CustomSystem(System):
         n = self.dim + 1
         batch = self.start + 1e-3 * np.arange(n * self.dim).reshape(n, self.dim)
         try:
-            together = np.asarray(self._flow(batch), dtype=float)
+            together = np.asarray(self._vector_field(batch), dtype=float)
         except Exception:
             return False
-        return np.array_equal(together, [self._flow(z) for z in batch], equal_nan=True)
-
-
-def typical_scale(states: Array) -> Array:
-    """Standard deviation of each of the variables of states ``(n, dim)``.
-
-    Where there is none, as of a single state, all have that of the largest entry.
-    """
-    spread = np.where(np.ptp(states, axis=0) > 0, states.std(axis=0), 0.0)
-    if not spread.any():
-        return np.full(states.shape[1], np.abs(states).max() or 1.0)
-    # A variable that hardly moves would have steps that rounding in the others' units drowns.
-    return np.maximum(spread, 1e-6 * spread.max())
-
-
-def central_differences(function: Callable[[Array], Array], z: Array, scale: Array) -> Array:
-    """Jacobians ``(..., dim, dim)`` of a function of states ``(..., dim)``, which may be a batch.
-
-    The error of a step h of a function that varies over the scale s is about ``(h / s)^2``, that of
-    rounding ``eps max(|z|, s) / h``: h is where they are equal, but for constants.
-    """
-    columns = []
-    for j in range(z.shape[-1]):
-        h = np.zeros_like(z)
-        far = np.maximum(np.abs(z[..., j]) / scale[j], 1.0)
-        h[..., j] = scale[j] * np.maximum(np.cbrt(EPS * far), 4 * EPS * far)
-        width = (z + h)[..., j] - (z - h)[..., j]
-        columns.append((function(z + h) - function(z - h)) / width[..., None])
-    return np.stack(columns, axis=-1)
+        return np.array_equal(together, [self._vector_field(z) for z in batch], equal_nan=True)
 
 
 def _sorted_rows(points: Array) -> Array:
