@@ -89,7 +89,7 @@ def _with_ones(z: Tensor, n: int, size: int) -> Tensor:
 
 
 class _Rollout(torch.autograd.Function):
-    """Of one model, or of several: their axis then is the first of weights and states."""
+    """A rollout of one model, or of several, whose axis is then the first of weights and states."""
 
     @staticmethod
     def forward(

@@ -98,7 +98,7 @@ def as_state_space(
     if isinstance(system, System):
         width = system.period / system.points_per_period if bin_width is None else bin_width
         _check_dim(type(system).__name__, system.dim, dim)
-        return _assemble(system.vector_field, system.jacobian, bool(discrete), width, is_map=False)
+        return _of_vector_field(system.vector_field, system.jacobian, bool(discrete), width)
     if not callable(system):
         raise TypeError(
             "system must be a fitted NODESAE or RNNSAE, a system of sklearn_sae.datasets, or a "
@@ -106,7 +106,13 @@ def as_state_space(
         )
     width = 1.0 if bin_width is None else bin_width
     function, jacobian = _of_callable(system, dim, states, None if discrete else width)
-    return _assemble(function, jacobian, bool(discrete), width, is_map=bool(discrete))
+    if not discrete:
+        return _of_vector_field(function, jacobian, False, width)
+
+    def parts(z: Array) -> Iterator[tuple[Array, Array]]:
+        yield function(z), jacobian(z)
+
+    return StateSpace(function, jacobian, parts, True, width)
 
 
 def as_rows(name: str, states: ArrayLike) -> Array:
@@ -275,18 +281,17 @@ def _of_callable(
     return value, jacobian
 
 
-def _assemble(
-    function: Function, jacobian: Function, discrete: bool, bin_width: float, *, is_map: bool
+def _of_vector_field(
+    field: Function, jacobian: Function, discrete: bool, bin_width: float
 ) -> StateSpace:
-    def parts(z: Array) -> Iterator[tuple[Array, Array]]:
-        if is_map:
-            yield function(z), jacobian(z)
-        else:
-            yield from integrate(function, jacobian, z, bin_width)
+    """A flow, or the one-bin map that it makes if ``discrete``."""
 
-    if discrete and not is_map:
+    def parts(z: Array) -> Iterator[tuple[Array, Array]]:
+        return integrate(field, jacobian, z, bin_width)
+
+    if discrete:
         return _map_of(parts, bin_width)
-    return StateSpace(function, jacobian, parts, discrete, bin_width)
+    return StateSpace(field, jacobian, parts, False, bin_width)
 
 
 def _map_of(parts: Parts, bin_width: float) -> StateSpace:
