@@ -75,7 +75,7 @@ class PlainRNNSAE(RNNSAE):
     def _start(self, training, mean_counts, seed, generator):
         model, z0 = super()._start(training, mean_counts, seed, generator)
         with torch.no_grad():
-            for weight in model.generator_parameters():
+            for weight in model.generative_parameters():
                 n_out, n_in = weight.shape
                 weight.copy_(uniform_weight(n_out, n_in - 1, generator))
         return model, z0

@@ -176,7 +176,7 @@ def measure_step(data, est, report, n_repeats):
     trials = check_trials(est, data.spikes[data.train], reset=False)
     rows = np.resize(np.arange(len(trials)), N_TRIALS)
     z0 = torch.from_numpy(est.training_initial_conditions_[rows].T.copy()).requires_grad_()
-    optimise = Soap(model.generator_parameters(), **OPTIMIZERS["soap"])
+    optimise = Soap(model.generative_parameters(), **OPTIMIZERS["soap"])
     batch = trials.batch(rows, CPU)
 
     def step():
@@ -207,14 +207,14 @@ def measure_step(data, est, report, n_repeats):
             ).backward()
         ),
     )
-    gradients = [torch.randn_like(weight) for weight in model.generator_parameters()]
+    gradients = [torch.randn_like(weight) for weight in model.generative_parameters()]
 
-    def optimiser():
-        for weight, gradient in zip(model.generator_parameters(), gradients, strict=True):
+    def optimizer():
+        for weight, gradient in zip(model.generative_parameters(), gradients, strict=True):
             weight.grad = gradient.clone()
         optimise.step(0.0, 1.0)
 
-    report("step", "optimiser", measured(optimiser))
+    report("step", "optimizer", measured(optimizer))
     dynamics = model.dynamics
     default = dynamics.solver
     for solver in ("midpoint", "rk4", "dopri5"):

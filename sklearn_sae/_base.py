@@ -7,7 +7,6 @@ import math
 import sys
 import warnings
 from abc import ABCMeta, abstractmethod
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -25,7 +24,6 @@ from ._data.units import Units
 from ._data.validation import check_device, check_seeds, check_trials
 from ._fitted import FittedMixin
 from ._inference.fitted_model import FittedModel
-from ._inference.model_variance import model_variance
 from ._model.autoencoder import SequentialAutoencoder
 from ._model.dynamics import Dynamics
 from ._model.encoder import Encoder
@@ -171,7 +169,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         watch = [learner._early_stopping(m, validation, mean_counts, device) for m in members]
         state = FitState(
             members,
-            self._optimiser(members),
+            self._optimizer(members),
             [stopper for stopper in watch if stopper is not None],
             [[*self.loss_curve_] if continued else [] for _ in members],
         )
@@ -282,7 +280,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         self, training: Trials, mean_counts: np.ndarray, seed: int, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
         likelihood = LIKELIHOODS[self.likelihood](training.n_neurons)
-        likelihood.learn_null(training, mean_counts)
+        likelihood.fit_null(training, mean_counts)
         network = self._build_network(mean_counts, self.n_inputs_in_, generator, likelihood)
         weight, z0 = pca_start(
             training,
@@ -302,7 +300,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
         network = self._build_network(mean_counts, self.n_inputs_in_, generator)
         network.load_state_dict(self.model_.state_dict())
-        network.likelihood.relearn_null(training, mean_counts)
+        network.likelihood.refit_null(training, mean_counts)
         return network, variables
 
     def _build_network(
@@ -347,24 +345,24 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
 
     def _initial_conditions(
         self,
-        model: SequentialAutoencoder,
+        network: SequentialAutoencoder,
         training: Trials,
         variables: Tensor,
         generator: torch.Generator,
     ) -> InitialConditions:
         dropout = self.initial_condition_dropout
-        if model.encoder is None:
-            return FreeInitialConditions(variables, model, training, dropout, generator)
-        return EncodedInitialConditions(
-            model.encoder, training, self.coordinated_dropout, dropout, generator
-        )
+        if self.inference == "amortized":
+            return EncodedInitialConditions(
+                network, training, self.coordinated_dropout, dropout, generator
+            )
+        return FreeInitialConditions(variables, network, training, dropout, generator)
 
-    def _optimiser(self, members: list[Member]) -> Soap:
+    def _optimizer(self, members: list[Member]) -> Soap:
         weights = [
             weight
             for member in members
             for weight in (
-                *member.model.generator_parameters(),
+                *member.model.generative_parameters(),
                 *member.initial_conditions.parameters(),
             )
         ]
@@ -401,7 +399,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             state.members,
             training,
             schedule,
-            state.optimiser,
+            state.optimizer,
             clip_norm=self.clip_norm,
             batch_size=batch_size,
             max_epochs=self.max_epochs,
@@ -451,11 +449,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         settings = self.get_params(deep=False)
         # The network does not depend on it, and an instance moves on.
         settings.pop("random_state", None)
-        table = None
-        if isinstance(member.initial_conditions, FreeInitialConditions):
-            table = member.initial_conditions.z0.cpu().numpy().copy()
-        # Copies, because a list may be changed in place.
-        return FittedModel(member.model, copy.deepcopy(settings), null_rates, units, table)
+        # A copy, because a list may be changed in place.
+        settings = copy.deepcopy(settings)
+        table = member.initial_conditions.learned()
+        return FittedModel.of(member.model, settings, null_rates, units, table)
 
     def _keep_best(
         self,
@@ -472,11 +469,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self.init_scores_ = np.array([model.score(validation, device) for model in fitted])
             best = self._best_of(state)
         member = state.members[best]
-        variance = None
-        if isinstance(member.initial_conditions, FreeInitialConditions):
-            variance = model_variance(member.model, training, member.initial_conditions.table)
+        finished = fitted[best].with_model_variance(training, member.initial_conditions.learned())
         member.model.cpu().requires_grad_(False)
-        self._fitted_model = replace(fitted[best], model_variance=variance)
+        self._fitted_model = finished
         self.loss_curve_ = state.loss_curves[best]
         if state.stoppers:
             self.validation_scores_ = state.stoppers[best].scores
@@ -512,15 +507,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     ) -> EarlyStopping | None:
         if validation is None or not self.early_stopping:
             return None
-        model, initial_conditions = member.model, member.initial_conditions
-        z0 = table = None
-        if isinstance(initial_conditions, FreeInitialConditions):
-            z0, table = initial_conditions.z0, initial_conditions.table
+        conditions = member.initial_conditions
         null_rates = torch.from_numpy(mean_counts).float().to(device)
-        score = ValidationScore(model, validation, null_rates, z0)
-        state = model.state_dict()
-        if table is not None:
-            state["initial conditions"] = table
+        score = ValidationScore(conditions.inference, validation, null_rates)
+        state = {**member.model.state_dict(), "initial conditions": conditions.learned()}
         return EarlyStopping(score, state, self.n_iter_no_change, self.tol)
 
     def _batch_size(self, trials: Trials) -> int:

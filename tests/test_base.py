@@ -26,7 +26,7 @@ from sklearn_sae import NODESAE, RNNSAE, _base
 from sklearn_sae._data import trials as trials_module
 from sklearn_sae._data import validation
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference import candidates, inference, memory
+from sklearn_sae._inference import candidates, fitted_model, inference, memory
 from sklearn_sae._training import early_stopping, initialization
 from sklearn_sae.metrics import co_smoothing_score
 from sklearn_sae.plotting import RateDisplay
@@ -283,7 +283,7 @@ def fail_in(part, monkeypatch):
     elif part == "weights":
         monkeypatch.setattr(_base.Member, "is_finite", lambda self: False)
     else:
-        monkeypatch.setattr(_base, "model_variance", raiser(FloatingPointError("lost")))
+        monkeypatch.setattr(fitted_model, "model_variance", raiser(FloatingPointError("lost")))
 
 
 def raiser(error):

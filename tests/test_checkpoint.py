@@ -19,6 +19,7 @@ from sklearn.model_selection import GridSearchCV
 
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE, _base
+from sklearn_sae._inference import fitted_model
 from sklearn_sae._saving import files
 from sklearn_sae._saving.files import read, write
 from sklearn_sae._training import checkpoint as checkpoint_module
@@ -26,7 +27,7 @@ from sklearn_sae._training import checkpoint as checkpoint_module
 STOPPING = {"early_stopping": True, "horizon_growth": 0.3, "validation_fraction": 0.25}
 AMORTIZED = {"inference": "amortized", "dropout": 0.2}
 
-#: Every kind of state: optimisers, inferences, dropout, validation, the learned and the drawn.
+#: Every kind of state: optimizers, inferences, dropout, validation, the learned and the drawn.
 KINDS = {
     "node": NODESAE(**SMALL),
     "node, early stopping": NODESAE(**SMALL, **STOPPING),
@@ -321,7 +322,7 @@ def test_spikes_are_not_in_the_file(est, left):
         # With mean and precision of their prior.
         "initial_conditions": 24 * (3 * 2 + 1) + 2 + 4,
         # Means and squares; a basis and a spread of each of three matrices; steps.
-        "optimiser": 2 * weights + 2 * ((16 * 3) ** 2 + (2 * 17) ** 2 + (6 * 3) ** 2) + 1,
+        "optimizer": 2 * weights + 2 * ((16 * 3) ** 2 + (2 * 17) ** 2 + (6 * 3) ** 2) + 1,
         "loss_curve": 4,
     }
 
@@ -384,11 +385,11 @@ def test_a_file_that_cannot_be_deleted_does_not_fail_the_fit(
     def fail(*args, **kwargs):
         raise PermissionError("Permission denied")
 
-    def finish(*args, variance=_base.model_variance):
+    def finish(*args, variance=fitted_model.model_variance):
         monkeypatch.setattr(owner, function, fail)
         return variance(*args)
 
-    monkeypatch.setattr(_base, "model_variance", finish)
+    monkeypatch.setattr(fitted_model, "model_variance", finish)
     with pytest.warns(UserWarning, match=r"could not be deleted \(Permission denied\)") as seen:
         est.fit(spikes)
     assert [warning.filename for warning in seen] == [__file__]
@@ -556,7 +557,7 @@ def test_a_checkpoint_is_not_an_estimator(left):
         sklearn_sae.load(left)
 
 
-@pytest.mark.parametrize("name", ["0.loss_curve", "0.model.readout.weight", "optimiser.0.mean"])
+@pytest.mark.parametrize("name", ["0.loss_curve", "0.model.readout.weight", "optimizer.0.mean"])
 def test_a_state_of_another_kind_is_refused(est, spikes, left, name):
     content, arrays = read(left)
     del arrays[name]
@@ -606,10 +607,10 @@ def test_a_fit_that_is_overtaken_at_its_end_leaves_the_others_file(est, spikes, 
     left.unlink()
     est.set_params(n_latents=3)
 
-    def finish(*args, variance=_base.model_variance):
+    def finish(*args, variance=fitted_model.model_variance):
         left.write_bytes(theirs)
         return variance(*args)
 
-    monkeypatch.setattr(_base, "model_variance", finish)
+    monkeypatch.setattr(fitted_model, "model_variance", finish)
     assert est.fit(spikes).n_iter_ == 6
     assert left.read_bytes() == theirs

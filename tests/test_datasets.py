@@ -193,7 +193,7 @@ def test_oracle_is_close_to_the_truth(system):
         assert log_likelihood(data.spikes[[i]], there[None]) < top
 
 
-def test_oracle_equals_a_general_optimiser():
+def test_oracle_equals_a_general_optimizer():
     a = np.array([[-0.05, 1.0], [-1.0, -0.05]])
     system = CustomSystem(lambda z: z @ a.T, [1.0, 0.5], period=2 * np.pi, burn_in=0)
     data = make_chaotic_spikes(system, n_trials=6, n_bins=20, n_neurons=8, random_state=0)

@@ -30,7 +30,7 @@ def test_variance_due_to_the_weights(n_bins):
 def test_rates_leave_an_affine_change_of_the_latents_open():
     model = make_model(n_latents=2, n_neurons=4, seed=1).requires_grad_()
     z0 = torch.randn(2, 6, generator=generator(), dtype=torch.float64, requires_grad=True)
-    free = [z0, *(weight for weight in model.generator_parameters() if weight.numel())]
+    free = [z0, *(weight for weight in model.generative_parameters() if weight.numel())]
     rows = [
         torch.cat([part.flatten() for part in torch.autograd.grad(x, free, retain_graph=True)])
         for x in model.output(z0, 15).flatten()
@@ -50,10 +50,10 @@ def test_inputs_are_held_below_the_evidence_while_trials_are_seen_in_part():
     squared, determined = torch.tensor([12.0, 6.0]), torch.tensor([10.0, 10.0])
     none = torch.zeros(2)
     statistics = InputStatistics(squared, determined, none, none, 0, 0)
-    for sparing, share in ((False, 1.0), (True, 0.6)):
+    for shrink, share in ((False, 1.0), (True, 0.6)):
         inputs = Inputs(3, 0, 2, generator())
         before = inputs.variance.clone()
-        inputs.learn_prior(statistics, sparing=sparing)
+        inputs.learn_prior(statistics, shrink=shrink)
         np.testing.assert_allclose(
             inputs.variance / before, share * squared / determined, rtol=1e-6
         )
@@ -62,9 +62,9 @@ def test_inputs_are_held_below_the_evidence_while_trials_are_seen_in_part():
 def test_a_fit_holds_inputs_down_until_it_sees_whole_trials(spikes, monkeypatch):
     held = []
 
-    def learn_prior(self, sums, sparing, learn=Inputs.learn_prior):
-        held.append(sparing)
-        learn(self, sums, sparing)
+    def learn_prior(self, sums, shrink, learn=Inputs.learn_prior):
+        held.append(shrink)
+        learn(self, sums, shrink)
 
     monkeypatch.setattr(Inputs, "learn_prior", learn_prior)
     NODESAE(

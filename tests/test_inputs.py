@@ -79,11 +79,11 @@ def dense(model, prior, batch, variables, trial):
 def test_latents_jump_between_bins(kind):
     model = make_model(kind)
     z0 = torch.randn(N_LATENTS, 4, generator=generator()).double()
-    kicks = torch.randn(6, N_LATENTS, 4, generator=generator(1)).double()
-    latents = model.dynamics.rollout(z0, 7, kicks)
+    jumps = torch.randn(6, N_LATENTS, 4, generator=generator(1)).double()
+    latents = model.dynamics.rollout(z0, 7, jumps)
     assert torch.equal(latents[0], z0)
     for t in range(6):
-        expected = model.dynamics.step(latents[t]) + kicks[t]
+        expected = model.dynamics.step(latents[t]) + jumps[t]
         torch.testing.assert_close(latents[t + 1], expected, rtol=0, atol=1e-12)
 
 
@@ -91,9 +91,9 @@ def test_adaptive_solvers_jump_as_fixed_steps_do():
     mlp = MLP(N_LATENTS, (8,), "tanh", generator()).double().requires_grad_(False)
     mlp.weights[-1].mul_(20)
     z0 = torch.randn(N_LATENTS, 4, generator=generator()).double()
-    kicks = torch.randn(6, N_LATENTS, 4, generator=generator(1)).double()
-    fixed = Flow(mlp, RungeKutta("rk4", 50), 10.0).rollout(z0, 7, kicks)
-    adaptive = Flow(mlp, AdaptiveRungeKutta("dopri5", 1e-9, 1e-9), 10.0).rollout(z0, 7, kicks)
+    jumps = torch.randn(6, N_LATENTS, 4, generator=generator(1)).double()
+    fixed = Flow(mlp, RungeKutta("rk4", 50), 10.0).rollout(z0, 7, jumps)
+    adaptive = Flow(mlp, AdaptiveRungeKutta("dopri5", 1e-9, 1e-9), 10.0).rollout(z0, 7, jumps)
     torch.testing.assert_close(adaptive, fixed, rtol=0, atol=1e-7)
 
 
@@ -101,9 +101,9 @@ def test_adaptive_solvers_jump_as_fixed_steps_do():
 def test_gradients_reach_the_jumps(tableau):
     mlp = MLP(2, (4,), "tanh", generator()).double()
     z0 = torch.randn(2, 3, dtype=torch.float64, generator=generator(), requires_grad=True)
-    kicks = torch.randn(4, 2, 3, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    jumps = torch.randn(4, 2, 3, dtype=torch.float64, generator=generator(1), requires_grad=True)
     steps = FusedSteps(mlp.layers(), TABLEAUS[tableau], 2, 0.3)
-    assert torch.autograd.gradcheck(lambda z, k: rollout(steps, z, 5, k), (z0, kicks))
+    assert torch.autograd.gradcheck(lambda z, k: rollout(steps, z, 5, k), (z0, jumps))
 
 
 # --- the expansion, against dense algebra --------------------------------------------------------
@@ -229,7 +229,7 @@ def test_evidence_finds_variance_and_correlation(first):
         prior = Prior(torch.zeros(3).double(), precision, model.inputs)
         found = refine(model, prior, batch, found, max_iter=3, damping=damping)
         statistics = LaplacePosterior(model, prior, batch, found).input_statistics()
-        model.inputs.learn_prior(statistics, sparing=False)
+        model.inputs.learn_prior(statistics, shrink=False)
     assert abs(model.inputs.variance[0].sqrt() - true_std) < 0.1 * true_std
     assert abs(model.inputs.correlation[0] - true_correlation) < 0.1
     assert model.inputs.variance[1].sqrt() < 0.1 * true_std

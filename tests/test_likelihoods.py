@@ -148,7 +148,9 @@ def test_negative_binomial_counts_hold_any_output(output):
     for values in likelihood.score_and_information(output, counts):
         assert values.isfinite().all()
     batch = batch_of(np.broadcast_to(counts.permute(2, 0, 1), (1, 2, 4)).copy())
-    for values in likelihood.misfit(output.expand(2, 4, 1), batch, torch.ones(2, 4, 1)):
+    for values in likelihood.model_error_moments(
+        output.expand(2, 4, 1), batch, torch.ones(2, 4, 1)
+    ):
         assert values.isfinite().all()
 
 
@@ -162,11 +164,11 @@ def test_outputs_where_nothing_was_observed_are_not_looked_at(name, extreme):
         leaf = torch.where(batch.mask, output, elsewhere).requires_grad_()
         loss = mean_loss(likelihood, leaf, batch)
         loss.backward()
-        likelihood.note_residuals(leaf.detach(), batch)
+        likelihood.accumulate_residuals(leaf.detach(), batch)
         likelihood.end_epoch()
         variance = torch.where(batch.mask, 0.1, elsewhere)
-        misfit = likelihood.misfit(leaf.detach(), batch, variance)
-        results.append((loss.detach(), leaf.grad, *misfit, *likelihood.state_dict().values()))
+        moments = likelihood.model_error_moments(leaf.detach(), batch, variance)
+        results.append((loss.detach(), leaf.grad, *moments, *likelihood.state_dict().values()))
     for seen, expected in zip(*results, strict=True):
         torch.testing.assert_close(seen, expected)
 
@@ -185,7 +187,7 @@ def test_a_negative_binomial_without_dispersion_is_poisson():
 def learn(likelihood, data, output, n_epochs=10):
     batch = batch_of(data)
     for _ in range(n_epochs):
-        likelihood.note_residuals(output, batch)
+        likelihood.accumulate_residuals(output, batch)
         likelihood.end_epoch()
     return likelihood.dispersion[:, 0].numpy()
 
@@ -248,7 +250,7 @@ def test_the_null_model_has_the_scatter_around_the_mean(name):
     data[rng.random(data.shape) < 0.2] = np.nan
     likelihood = LIKELIHOODS[name](N_NEURONS)
     mean = np.nanmean(data, (0, 1))
-    likelihood.learn_null(Trials(data, has_missing=True), mean)
+    likelihood.fit_null(Trials(data, has_missing=True), mean)
     variance = np.nanvar(data, (0, 1))
     expected = variance if name == "gaussian" else (variance - mean) / mean**2
     learned = likelihood.learned()
@@ -500,10 +502,10 @@ def test_a_null_model_learned_anew_of_the_same_trials_is_the_same(likelihood):
     X, _ = oscillation(likelihood, 20, 0)
     trials = Trials(X, has_missing=False)
     model = LIKELIHOODS[likelihood](trials.n_neurons)
-    model.learn_null(trials, trials.mean_counts())
+    model.fit_null(trials, trials.mean_counts())
     before = copy.deepcopy(model.state_dict())
     model.dispersion.mul_(0.5)
-    model.relearn_null(trials, trials.mean_counts())
+    model.refit_null(trials, trials.mean_counts())
     assert torch.equal(model.dispersion, before["dispersion"] / 2)
     model.dispersion.mul_(2)
     for key, values in model.state_dict().items():

@@ -54,10 +54,10 @@ class Setup:
             )
         else:
             self.initial_conditions = EncodedInitialConditions(
-                encoder, self.trials, 0.2, dropout, self.generator
+                self.model, self.trials, 0.2, dropout, self.generator
             )
-        self.optimiser = Soap(
-            self.model.generator_parameters() + self.initial_conditions.parameters(),
+        self.optimizer = Soap(
+            self.model.generative_parameters() + self.initial_conditions.parameters(),
             weight_decay=changes.pop("weight_decay", 0.0),
             **OPTIMIZERS[changes.pop("optimizer", "soap")],
         )
@@ -84,7 +84,7 @@ class Setup:
             [Member(self.model, self.initial_conditions, self.generator)],
             self.trials,
             self.schedule,
-            self.optimiser,
+            self.optimizer,
             n_done=n_done,
             **self.settings,
         )
@@ -136,7 +136,7 @@ def test_stopping_early_leaves_a_model_that_can_go_on(inference):
 def test_another_training_goes_on_to_the_last_bit(inference, n_done):
     # Of the twelve epochs, the tenth moves all free initial conditions.
     def parts(setup):
-        return setup.model, setup.initial_conditions, setup.optimiser
+        return setup.model, setup.initial_conditions, setup.optimizer
 
     first, second = (Setup(inference=inference, dropout=0.1) for _ in range(2))
     records = first.train()
@@ -236,11 +236,11 @@ def test_free_initial_conditions_take_their_trials_rows():
     setup = Setup()
     conditions = setup.initial_conditions
     batch = setup.trials.batch(np.array([7, 2]), CPU)
-    z0 = conditions.take(batch)
-    assert torch.equal(z0, conditions.table[[7, 2]].T)
+    drawn = conditions.draw(batch)
+    assert torch.equal(drawn.variables, conditions.table[[7, 2]].T)
     before = conditions.table.clone()
-    (z0 * torch.tensor([[9.0, 0.0], [-9.0, 0.0]])).sum().backward()
-    conditions.followers([conditions])([batch], 0.01)
+    (drawn.variables * torch.tensor([[9.0, 0.0], [-9.0, 0.0]])).sum().backward()
+    conditions.make_step([conditions])([batch], [drawn], 0.01)
     moved = conditions.table - before
     torch.testing.assert_close(
         moved[7], 0.01 * initial_conditions.INITIAL_CONDITION_SPEED * torch.tensor([-1.0, 1.0])
@@ -260,16 +260,16 @@ def test_free_initial_conditions_take_their_trials_rows():
 def test_the_prior_pulls_as_hard_as_the_gradient_of_its_share_of_the_loss(monkeypatch):
     conditions = Setup().initial_conditions
     batch = conditions.trials.batch(np.array([7, 2]), CPU)
-    z0 = conditions.take(batch)
-    (-conditions.prior.log_density(z0).sum() / batch.counts.numel()).backward()
-    by_hand, seen = conditions._leaf.grad.T, []
-    conditions._leaf.grad = torch.zeros_like(conditions._leaf)
+    drawn = conditions.draw(batch)
+    (-conditions.prior.log_density(drawn.variables).sum() / batch.counts.numel()).backward()
+    by_hand, seen = drawn.leaf.grad.T, []
+    drawn.leaf.grad = torch.zeros_like(drawn.leaf)
     monkeypatch.setattr(
         optimizers.RowAdam,
         "step",
         lambda self, rows, gradient, learning_rate: seen.append(gradient),
     )
-    conditions.followers([conditions])([batch], 0.01)
+    conditions.make_step([conditions])([batch], [drawn], 0.01)
     torch.testing.assert_close(seen[0][0], by_hand)
 
 
@@ -299,7 +299,7 @@ def test_now_and_then_initial_conditions_catch_up_with_the_weights():
 
 def test_dropout_of_the_initial_condition():
     setup = Setup(dropout=0.5)
-    z0 = setup.initial_conditions.take(setup.trials.batch(np.arange(40), CPU))
+    z0 = setup.initial_conditions.draw(setup.trials.batch(np.arange(40), CPU)).variables
     share = (z0 == 0).float().mean()
     assert 0.3 < share < 0.7
     doubled = z0[z0 != 0] / setup.initial_conditions.table.T[z0 != 0]
@@ -382,7 +382,7 @@ def test_the_encoder_is_trained_on_part_of_the_entries():
         lambda module, inputs, output: seen.append(inputs[0])
     )
     short = setup.trials.batch(np.arange(10), CPU, 5)
-    z0 = setup.initial_conditions.take(short)
+    z0 = setup.initial_conditions.draw(short).variables
     assert z0.shape == (2, 10)
     assert seen[0].counts.shape == (20, 8, 10)
     assert seen[0].mask.float().mean().item() == pytest.approx(0.8, abs=0.05)
@@ -390,7 +390,7 @@ def test_the_encoder_is_trained_on_part_of_the_entries():
 
 def test_dropout_reaches_encoded_initial_conditions_too():
     setup = Setup(inference="encoded", dropout=0.5)
-    z0 = setup.initial_conditions.take(setup.trials.batch(np.arange(40), CPU))
+    z0 = setup.initial_conditions.draw(setup.trials.batch(np.arange(40), CPU)).variables
     assert 0.3 < (z0 == 0).float().mean() < 0.7
 
 

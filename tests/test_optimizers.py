@@ -7,6 +7,7 @@ from common import generator
 from torch import nn
 
 from sklearn_sae._training import optimizers
+from sklearn_sae._training.ensemble import joint_adam
 from sklearn_sae._training.optimizers import OPTIMIZERS, RowAdam, Soap
 
 
@@ -62,7 +63,7 @@ def test_without_rotation_it_is_torchs(torchs, betas, weight_decay, clip_norm):
             torch.testing.assert_close(weight, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_the_two_optimisers_on_offer():
+def test_the_two_optimizers_on_offer():
     assert not Soap([], **OPTIMIZERS["adam"]).moments
     assert OPTIMIZERS["adam"]["betas"] == (0.9, 0.999)
     assert not OPTIMIZERS["adam"]["decoupled"]
@@ -137,13 +138,13 @@ def test_moments_move_with_the_directions_they_belong_to(by_sides):
 
 def test_directions_without_gradients_do_not_turn_with_rounding_errors():
     weight = [nn.Parameter(torch.zeros(6, 5)) for _ in range(2)]
-    optimisers = [Soap([w]) for w in weight]
+    optimizers = [Soap([w]) for w in weight]
     axis = normal(6, 5).float()
     for step in range(45):
-        for i, optimise in enumerate(optimisers):
+        for i, optimise in enumerate(optimizers):
             weight[i].grad = axis * (1 + step % 3) * (1 + 1e-6 * i)
             optimise.step(0.01, None)
-    first, second = (optimise.moments[0].basis[2] for optimise in optimisers)
+    first, second = (optimise.moments[0].basis[2] for optimise in optimizers)
     torch.testing.assert_close(first, second, rtol=0, atol=1e-3)
 
 
@@ -294,7 +295,7 @@ def test_clipping_is_by_the_norm_of_all(by_sides):
 def test_row_adam_is_torchs_adam_on_every_row_at_its_own_steps():
     table = normal(5, 3)
     rows = [nn.Parameter(row.clone()) for row in table]
-    optimisers = [torch.optim.Adam([row], lr=0.1, eps=1e-15) for row in rows]
+    optimizers = [torch.optim.Adam([row], lr=0.1, eps=1e-15) for row in rows]
     adam = RowAdam([table])
     rng = np.random.default_rng(0)
     counted = np.zeros(5)
@@ -304,7 +305,7 @@ def test_row_adam_is_torchs_adam_on_every_row_at_its_own_steps():
         adam.step(torch.from_numpy(chosen)[None], gradient[None], 0.1)
         for i, g in zip(chosen, gradient, strict=True):
             rows[i].grad = g
-            optimisers[i].step()
+            optimizers[i].step()
             counted[i] += 1
         torch.testing.assert_close(table, torch.stack(rows).detach(), rtol=1e-5, atol=1e-5)
     assert len(set(counted)) > 1
@@ -352,7 +353,7 @@ def test_tables_together_move_as_they_would_alone():
     rows = torch.tensor([[2, 0], [3, 2]])
     for step in range(3):
         if step == 1:  # from where they are by then
-            joint = RowAdam.of_several(each)
+            joint = joint_adam(each)
         gradient = normal(2, 2, 3, seed=step)
         if step == 0:
             for i, one in enumerate(each):

@@ -50,7 +50,7 @@ def test_a_gaussian_starts_from_the_values_themselves():
     values = np.log(rates) * np.arange(1, 13) - 100
     trials, mean = Trials(values, has_missing=False), values.mean((0, 1))
     likelihood = Gaussian(12)
-    likelihood.learn_null(trials, mean)
+    likelihood.fit_null(trials, mean)
     found, z0 = pca_start(trials, likelihood, 2, 1.0, np.random.default_rng(0))
     scaled = weight * (np.arange(1, 13) / values.std((0, 1)))[:, np.newaxis]
     assert np.rad2deg(subspace_angles(found[:, :2].numpy(), scaled)).max() < 1

@@ -10,10 +10,11 @@ from sklearn.model_selection import train_test_split
 import sklearn_sae
 from sklearn_sae import NODESAE, RNNSAE
 from sklearn_sae._data.validation import check_seed, check_seeds
-from sklearn_sae._model.dynamics import Flow, Map, rollouts
+from sklearn_sae._model.dynamics import Flow, Map
 from sklearn_sae._model.runge_kutta import TABLEAUS
 from sklearn_sae._model.solvers import SOLVERS
 from sklearn_sae._model.state_maps import MLP
+from sklearn_sae._training.ensemble import rollouts
 from sklearn_sae._training.loop import train
 from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 
@@ -245,8 +246,8 @@ def dynamics(kind, seed):
 
 
 @pytest.mark.parametrize("kind", [*sorted(TABLEAUS), "dopri5", "mlp cell"])
-@pytest.mark.parametrize("kicked", [False, True])
-def test_rollouts_and_their_gradients_are_those_of_each(kind, kicked):
+@pytest.mark.parametrize("moved", [False, True])
+def test_rollouts_and_their_gradients_are_those_of_each(kind, moved):
     generator = torch.Generator().manual_seed(9)
 
     def draw(*shape):
@@ -254,13 +255,13 @@ def test_rollouts_and_their_gradients_are_those_of_each(kind, kicked):
 
     several = [dynamics(kind, seed) for seed in range(3)]
     z0 = [draw(2, 4) for _ in several]
-    kicks = [draw(5, 2, 4) if kicked else None for _ in several]
-    latents = rollouts(several, z0, 6, kicks)
+    jumps = [draw(5, 2, 4) if moved else None for _ in several]
+    latents = rollouts(several, z0, 6, jumps)
     assert latents.shape == (6, 3, 2, 4)
     weighing = draw(6, 3, 2, 4).detach()
-    for i, (each, start, jumps) in enumerate(zip(several, z0, kicks, strict=True)):
-        leaves = [start, *each.parameters(), *([jumps] if kicked else [])]
-        expected = each.rollout(start, 6, jumps)
+    for i, (each, start, own) in enumerate(zip(several, z0, jumps, strict=True)):
+        leaves = [start, *each.parameters(), *([own] if moved else [])]
+        expected = each.rollout(start, 6, own)
         torch.testing.assert_close(latents[:, i], expected)
         ours, theirs = (
             torch.autograd.grad((weighing[:, i] * out).sum(), leaves, retain_graph=True)
@@ -272,7 +273,7 @@ def test_rollouts_and_their_gradients_are_those_of_each(kind, kicked):
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [None, 0.5])
-def test_an_optimiser_of_several_models_is_one_of_each(optimizer, clip_norm):
+def test_an_optimizer_of_several_models_is_one_of_each(optimizer, clip_norm):
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
         shapes = ((4, 3), (300, 2), (5,))

@@ -81,16 +81,16 @@ def test_a_rise_just_before_the_end_does_not_overshoot():
 
 def test_one_cycle_is_torchs():
     weight = torch.nn.Parameter(torch.zeros(1))
-    optimiser = torch.optim.SGD([weight], lr=1.0)
+    optimizer = torch.optim.SGD([weight], lr=1.0)
     # Its last step is progress 1.
-    torchs = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.01, total_steps=1001)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=1001)
     schedule = make()
     for step in range(1001):
         # Torch puts the peak at step 0.3 * total_steps - 1.
         stretched = (step / 299.3) * 0.3 if step <= 299.3 else 0.3 + (step - 299.3) / 700.7 * 0.7
         rate = schedule.learning_rate_at(min(stretched, 1.0))
-        assert rate == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-6)
-        optimiser.step()
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6)
+        optimizer.step()
         if step < 1000:
             torchs.step()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,19 +55,6 @@ class Batch:
         unseen = self.counts.new_zeros(n_more, *self.counts.shape[1:])
         mask = torch.cat([self.observed(), unseen.bool()])
         return replace(self, counts=torch.cat([self.counts, unseen]), mask=mask)
-
-    @classmethod
-    def of_several(cls, batches: Sequence[Batch]) -> Batch:
-        """Batches of several models, whose axis is the one before that of neurons; no inputs."""
-        mask = None
-        if any(batch.mask is not None for batch in batches):
-            mask = torch.stack([batch.observed() for batch in batches], dim=1)
-        return cls(
-            torch.stack([batch.counts for batch in batches], dim=1),
-            mask,
-            np.stack([batch.lengths for batch in batches]),
-            np.stack([batch.rows for batch in batches]),
-        )
 
     def n_observed(self) -> Tensor | int:
         """Entries that were observed, at least 1; of each model, if there are several."""

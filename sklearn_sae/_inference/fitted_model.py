@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from .._data.units import Units
 from .._model.autoencoder import SequentialAutoencoder
 from .inference import INFERENCES, Inference
 from .memory import trials_at_once
+from .model_variance import model_variance
 from .posterior import Posterior
 from .scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 
@@ -48,6 +49,28 @@ class FittedModel:
     units: Units = field(default_factory=Units)
     initial_conditions: np.ndarray | None = None
     model_variance: float | None = None
+
+    @classmethod
+    def of(
+        cls,
+        network: SequentialAutoencoder,
+        settings: dict[str, Any],
+        null_rates: np.ndarray,
+        units: Units,
+        table: Tensor | None,
+    ) -> FittedModel:
+        """Keep the initial conditions in ``table`` ``(n_trials, n_variables)``, if there is one.
+
+        The error of the model is found later.
+        """
+        z0 = None if table is None else table[:, : network.readout.n_latents].cpu().numpy().copy()
+        return cls(network, settings, null_rates, units, z0)
+
+    def with_model_variance(self, trials: Trials, table: Tensor | None) -> FittedModel:
+        """Add the error of the model on training trials, given all their latent variables."""
+        if table is None:
+            return self
+        return replace(self, model_variance=model_variance(self.network, trials, table))
 
     def learned(self) -> dict[str, Any]:
         """What an estimator shows of it: names of attributes and their values."""

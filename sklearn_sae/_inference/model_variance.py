@@ -39,10 +39,10 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
     So the model's bias is d + v + w, and its variance around the best model w: together at least w.
     By chance d is off by about sqrt(1 / sum(a l^2)), and what it lacks is cut off at zero: with
     fewer than 100,000 spikes intervals tend to be too wide. Other likelihoods have d + v from their
-    own `misfit`, and their Fisher information, which is l for Poisson counts, in the place of
-    spikes. ``table`` holds the fitted latent variables of ``trials``, one per
-    row. Of many trials, some drawn
-    at random stand for all; conditions may alternate, so they are not evenly spaced.
+    own `model_error_moments`, and their Fisher information, which is l for Poisson counts, in the
+    place of spikes. ``table`` holds the fitted latent variables of ``trials``, one row each. Of
+    many trials, some drawn at random stand for all; conditions may alternate, so they are not
+    evenly spaced.
     """
     n_latents = model.readout.n_latents
     prior = Prior.from_samples(table[:, :n_latents], model.inputs)
@@ -50,15 +50,17 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
     chosen = np.sort(np.random.default_rng(0).permutation(len(trials))[:n_chosen])
     share = n_chosen / len(trials)
     trials, table = trials.subset(chosen), table[torch.as_tensor(chosen, device=table.device)]
-    n_weights = sum(weight.numel() for weight in model.generator_parameters())
+    n_weights = sum(weight.numel() for weight in model.generative_parameters())
     n_weights = max(n_weights - model.readout.n_redundant, 0)
     sums = np.zeros(3)
     for batch in trials.chunks(trials_at_once(model, trials.n_bins), table.device):
         rows = torch.as_tensor(batch.rows, device=table.device)
         posterior = LaplacePosterior(model, prior, batch, table[rows].T.contiguous())
-        misfit = model.likelihood.misfit(posterior.output, batch, posterior.output_variance)
+        moments = model.likelihood.model_error_moments(
+            posterior.output, batch, posterior.output_variance
+        )
         _, information = score_and_information(model.likelihood, posterior.output, batch)
-        sums += [float(x.sum(dtype=torch.float64)) for x in (*misfit, information)]
+        sums += [float(x.sum(dtype=torch.float64)) for x in (*moments, information)]
     excess, squares, of_chosen = sums.tolist()
     n_spikes = of_chosen / share
     from_weights = n_weights / max(n_spikes + SPIKES_PER_WEIGHT * n_weights, 1.0)

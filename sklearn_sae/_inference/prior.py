@@ -1,8 +1,7 @@
-"""What is expected of a trial's causes before its spikes are seen."""
+"""What is expected of a trial's variables before its spikes are seen."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,22 +33,22 @@ class Prior:
         precision = torch.linalg.inv_ex(trust * covariance + (1 - trust) * diagonal).inverse
         return cls(mean, precision, inputs)
 
-    def log_density(self, causes: Tensor) -> Tensor:
-        """Up to a constant, of columns ``(n_causes, n_trials)``."""
+    def log_density(self, variables: Tensor) -> Tensor:
+        """Up to a constant, of columns ``(n_variables, n_trials)``."""
         n_latents = len(self.mean)
-        deviation = causes[:n_latents] - self.mean[:, None]
+        deviation = variables[:n_latents] - self.mean[:, None]
         value = -0.5 * (deviation * (self.precision @ deviation)).sum(0)
-        if self.inputs is None or len(causes) == n_latents:
+        if self.inputs is None or len(variables) == n_latents:
             return value
-        inferred = causes[n_latents:].unflatten(0, (-1, self.inputs.n_inferred))
+        inferred = variables[n_latents:].unflatten(0, (-1, self.inputs.n_inferred))
         return value - 0.5 * self.inputs.innovations(inferred).square().sum((0, 1))
 
-    @staticmethod
-    def gradients(several: Sequence[Prior], z0: Tensor) -> Tensor:
-        """Of each log-density at its own initial conditions ``(n_priors, n_latents, n_trials)``."""
-        mean = torch.stack([prior.mean for prior in several])
-        precision = torch.stack([prior.precision for prior in several])
-        return -(precision @ (z0 - mean[:, :, None]))
+    def gradient(self, z0: Tensor) -> Tensor:
+        """Gradient of the log-density by initial conditions ``(n_latents, n_trials)``.
+
+        Means and precisions of several priors may be stacked, ``z0`` then has their axis, too.
+        """
+        return -(self.precision @ (z0 - self.mean[..., None]))
 
     def of_first_state(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``(n_trials, n_states)`` and precision of latents and inputs of the first bin.
@@ -57,7 +56,7 @@ class Prior:
         ``states`` are columns ``(n_states, n_trials)``.
         """
         n_latents = len(self.mean)
-        gradient = -(self.precision @ (states[:n_latents] - self.mean[:, None])).T
+        gradient = self.gradient(states[:n_latents]).T
         if self.inputs is None or len(states) == n_latents:
             return gradient, self.precision
         of_inputs = 1 / self.inputs.variance

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from .dynamics import Dynamics, rollouts
+from .dynamics import Dynamics
 from .encoder import Encoder
 from .inputs import Inputs
 from .likelihoods import Likelihood
 from .readout import Readout
 
-__all__ = ["SequentialAutoencoder", "outputs"]
+__all__ = ["SequentialAutoencoder"]
 
 
 class SequentialAutoencoder(nn.Module):
     """Holds the parts of the model; trials are the last axis of every tensor.
 
-    The causes of a trial ``(n_causes, n_trials)`` are its initial condition and, if inputs are
-    inferred, below it those of all bins but the last, one bin after the other.
+    The latent variables of a trial ``(n_variables, n_trials)`` are its initial condition and, if
+    inputs are inferred, below it those of all bins but the last, one bin after the other.
     """
 
     def __init__(
@@ -49,82 +46,59 @@ class SequentialAutoencoder(nn.Module):
         """Whether any are."""
         return self.n_inferred > 0
 
-    def generator_parameters(self) -> list[nn.Parameter]:
-        """Weights of dynamics, readout and inputs: what makes spikes from their causes."""
+    def generative_parameters(self) -> list[nn.Parameter]:
+        """Weights of dynamics, readout and inputs: what makes spikes from their variables."""
         of_inputs = [] if self.inputs is None else [*self.inputs.parameters()]
         return [*self.dynamics.parameters(), *self.readout.parameters(), *of_inputs]
 
-    def rollout(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
+    def rollout(self, variables: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
         """Latents ``(n_bins, n_latents, n_trials)``.
 
         ``known`` inputs are ``(n_bins, n_known, n_trials)``.
         """
-        return self.dynamics.rollout(*self.driven(causes, n_bins, known))
+        return self.dynamics.rollout(*self.rollout_arguments(variables, n_bins, known))
 
-    def driven(
-        self, causes: Tensor, n_bins: int, known: Tensor | None
+    def rollout_arguments(
+        self, variables: Tensor, n_bins: int, known: Tensor | None
     ) -> tuple[Tensor, int, Tensor | None]:
-        """What the dynamics are rolled out from: initial conditions, bins, and kicks if any."""
-        z0 = causes[: self.readout.n_latents]
+        """What the dynamics are rolled out from: initial conditions, bins, and jumps if any."""
+        z0 = variables[: self.readout.n_latents]
         if self.inputs is None:
             return z0, n_bins, None
         known = None if known is None else known[:n_bins]
-        return z0, n_bins, self.inputs.kicks(known, self.inferred_inputs(causes, n_bins))
+        return z0, n_bins, self.inputs.jumps(known, self.inferred_inputs(variables, n_bins))
 
-    def output(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
+    def output(self, variables: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
         """The readout's output ``(n_bins, n_neurons, n_trials)``.
 
         Log-rates, unless the likelihood says otherwise.
         """
-        return self.readout(self.rollout(causes, n_bins, known))
+        return self.readout(self.rollout(variables, n_bins, known))
 
-    def rates(self, causes: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
+    def rates(self, variables: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
         """Rates ``(n_bins, n_neurons, n_trials)``."""
-        return self.likelihood.rates(self.output(causes, n_bins, known))
+        return self.likelihood.rates(self.output(variables, n_bins, known))
 
-    def inferred_inputs(self, causes: Tensor, n_bins: int) -> Tensor | None:
-        """Those of ``causes``, ``(n_bins - 1, n_inferred, n_trials)``; None if there are none."""
+    def inferred_inputs(self, variables: Tensor, n_bins: int) -> Tensor | None:
+        """Inferred inputs ``(n_bins - 1, n_inferred, n_trials)``; None if there are none."""
         n_latents = self.readout.n_latents
-        if n_bins == 1 or len(causes) == n_latents:
+        if n_bins == 1 or len(variables) == n_latents:
             return None
-        return causes[n_latents:].unflatten(0, (-1, self.n_inferred))[: n_bins - 1]
+        return variables[n_latents:].unflatten(0, (-1, self.n_inferred))[: n_bins - 1]
 
-    def inputs_of_all_bins(self, causes: Tensor, n_bins: int) -> Tensor:
+    def inputs_of_all_bins(self, variables: Tensor, n_bins: int) -> Tensor:
         """Inferred inputs ``(n_bins, n_inferred, n_trials)``.
 
         That of the last bin, of which nothing is known, is the prior's mean given the one before.
         """
-        inferred = self.inferred_inputs(causes, n_bins)
+        inferred = self.inferred_inputs(variables, n_bins)
         assert inferred is not None
         assert self.inputs is not None
         return self.inputs.continued(inferred, 1)
 
-    def with_inputs(self, causes: Tensor, n_bins: int) -> Tensor:
-        """Causes with inferred inputs, of zero, if there are to be some and are none yet."""
-        if not self.inferring or len(causes) > self.readout.n_latents:
-            return causes
-        zeros = causes.new_zeros((n_bins - 1) * self.n_inferred, causes.shape[1])
-        return torch.cat([causes, zeros])
-
-
-def outputs(
-    models: Sequence[SequentialAutoencoder],
-    causes: Sequence[Tensor],
-    n_bins: int,
-    known: Sequence[Tensor | None],
-) -> Tensor:
-    """Of several models that differ in their numbers only.
-
-    Returns ``(n_bins, n_models, n_neurons, n_trials)``.
-    """
-    z0, _, kicks = zip(
-        *(
-            model.driven(theirs, n_bins, inputs)
-            for model, theirs, inputs in zip(models, causes, known, strict=True)
-        ),
-        strict=True,
-    )
-    latents = rollouts([model.dynamics for model in models], z0, n_bins, kicks)
-    readouts = [dict(model.readout.named_parameters()) for model in models]
-    weights = {name: torch.stack([own[name] for own in readouts]) for name in readouts[0]}
-    return functional_call(models[0].readout, weights, (latents,))
+    def with_inputs(self, variables: Tensor, n_bins: int) -> Tensor:
+        """Latent variables with inferred inputs of zero, if there are to be some and none are."""
+        if not self.inferring or len(variables) > self.readout.n_latents:
+            return variables
+        zeros = variables.new_zeros((n_bins - 1) * self.n_inferred, variables.shape[1])
+        return torch.cat([variables, zeros])

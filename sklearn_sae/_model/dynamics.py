@@ -6,17 +6,17 @@ States have trials on the last axis; time is in bins.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from .fused_rollout import FusedSteps, joint_rollout, rollout
+from .fused_rollout import FusedSteps, rollout
 from .runge_kutta import TABLEAUS, compose
 from .solvers import Solver
 from .state_maps import StateMap
 
-__all__ = ["Dynamics", "Flow", "Map", "rollouts"]
+__all__ = ["Dynamics", "Flow", "Map"]
 
 #: Hidden units times latents times states of which Jacobians are found together.
 MOST_SLOPES = 1_000_000
@@ -44,39 +44,19 @@ class Dynamics(nn.Module, ABC):
         """What rollouts consist of, if they can be one operation: it is much faster then."""
         return None
 
-    def rollout(self, z0: Tensor, n_bins: int, kicks: Tensor | None = None) -> Tensor:
+    def rollout(self, z0: Tensor, n_bins: int, jumps: Tensor | None = None) -> Tensor:
         """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``.
 
-        Between one bin and the next they jump by ``kicks`` ``(n_bins - 1, n_latents, n_trials)``.
+        Between one bin and the next they jump by ``jumps`` ``(n_bins - 1, n_latents, n_trials)``.
         """
         steps = self.fused_steps()
         if steps is not None:
-            return rollout(steps, z0, n_bins, kicks)
+            return rollout(steps, z0, n_bins, jumps)
         latents = [z0]
         for t in range(n_bins - 1):
             z = self.step(latents[-1])
-            latents.append(z if kicks is None else z + kicks[t])
+            latents.append(z if jumps is None else z + jumps[t])
         return torch.stack(latents)
-
-
-def rollouts(
-    dynamics: Sequence[Dynamics],
-    z0: Sequence[Tensor],
-    n_bins: int,
-    kicks: Sequence[Tensor | None],
-) -> Tensor:
-    """Rollouts ``(n_bins, n_models, n_latents, n_trials)`` of dynamics that differ in weights only.
-
-    They are computed together if their steps can be fused.
-    """
-    several = [steps for each in dynamics if (steps := each.fused_steps()) is not None]
-    if several:
-        return joint_rollout(several, z0, n_bins, kicks)
-    latents = [
-        each.rollout(start, n_bins, jumps)
-        for each, start, jumps in zip(dynamics, z0, kicks, strict=True)
-    ]
-    return torch.stack(latents, dim=1)
 
 
 class Flow(Dynamics):

@@ -28,7 +28,7 @@ LARGEST_FACTOR = 4.0
 LARGEST_CORRELATION = 0.99
 #: While trials are seen in part only, dynamics still learn what inputs could explain as well: the
 #: inputs' variances are then held below what the evidence asks for.
-SPARING = 0.6
+SHRINKAGE_WHILE_GROWING = 0.6
 
 
 @dataclass
@@ -82,17 +82,17 @@ class Inputs(nn.Module):
     def innovation_std(self) -> Tensor:
         return ((1 - self.correlation**2) * self.variance).sqrt()
 
-    def kicks(self, known: Tensor | None, inferred: Tensor | None) -> Tensor | None:
+    def jumps(self, known: Tensor | None, inferred: Tensor | None) -> Tensor | None:
         """By what latents jump after each bin: ``(n_bins - 1, n_latents, n_trials)``.
 
         ``known`` inputs are ``(n_bins, n_known, n_trials)``, of which the last moves nothing
         within these bins; ``inferred`` ones are ``(n_bins - 1, n_inferred, n_trials)``.
         """
-        kicks = None if known is None else self.known @ known[:-1]
+        jumps = None if known is None else self.known @ known[:-1]
         if inferred is None:
-            return kicks
+            return jumps
         moved = self.matrix() @ inferred
-        return moved if kicks is None else kicks + moved
+        return moved if jumps is None else jumps + moved
 
     def innovations(self, inferred: Tensor) -> Tensor:
         """What is new in every bin, with a standard normal prior; shaped like ``inferred``."""
@@ -146,20 +146,20 @@ class Inputs(nn.Module):
         return torch.cat([inferred, decay * inferred[-1:]])
 
     @torch.no_grad()
-    def learn_prior(self, sums: InputStatistics, sparing: bool) -> None:
+    def learn_prior(self, sums: InputStatistics, shrink: bool) -> None:
         """Climb the evidence, given statistics of all training trials.
 
         The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
         of them that spikes determine. Unlike expectation maximisation, which has the same fixed
         points, it is as fast where an input explains little. The correlation is that of
-        neighbouring bins, under the posterior. ``sparing`` variances stay below the best.
+        neighbouring bins, under the posterior. ``shrink`` variances stay below the best.
         """
         if sums.n_products:
             correlation = (sums.products / sums.n_products) / (sums.squares / sums.n_squares)
             correlation = correlation.clamp(-LARGEST_CORRELATION, LARGEST_CORRELATION)
             self.correlation.copy_(torch.where(correlation.isnan(), self.correlation, correlation))
         factor = sums.squared_innovations / sums.determined.clamp(min=1e-6)
-        if sparing:
-            factor = SPARING * factor
+        if shrink:
+            factor = SHRINKAGE_WHILE_GROWING * factor
         factor = factor.nan_to_num(nan=1.0).clamp(1 / LARGEST_FACTOR, LARGEST_FACTOR)
         self.variance.mul_(factor).clamp_(min=SMALLEST_VARIANCE)

@@ -23,7 +23,7 @@ from .optimizers import Soap
 __all__ = ["Checkpoint", "FitState", "identify"]
 
 #: Parameters that the fit and the one that goes on with it need not share.
-FREE = ("checkpoint_path", "checkpoint_every", "device", "verbose")
+NOT_IDENTIFYING = ("checkpoint_path", "checkpoint_every", "device", "verbose")
 
 
 @dataclass
@@ -34,13 +34,13 @@ class FitState:
     """
 
     members: list[Member]
-    optimiser: Soap
+    optimizer: Soap
     stoppers: list[EarlyStopping]
     loss_curves: list[list[float]]
 
     def state_dict(self) -> dict[str, Tensor]:
         """As named tensors; not a copy."""
-        state = {f"optimiser.{name}": value for name, value in self.optimiser.state_dict().items()}
+        state = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
         for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
             state[f"{i}.generator"] = member.generator.get_state()
             state[f"{i}.loss_curve"] = torch.tensor(curve, dtype=torch.float64, device="cpu")
@@ -50,7 +50,7 @@ class FitState:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Become as the fit was whose ``state_dict`` this is."""
-        self.optimiser.load_state_dict(_part("optimiser", state))
+        self.optimizer.load_state_dict(_part("optimizer", state))
         for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
             member.generator.set_state(state[f"{i}.generator"])
             curve[:] = state[f"{i}.loss_curve"].tolist()
@@ -192,7 +192,7 @@ def identify(estimator: Any, trials: Trials, continued: bool) -> dict:
     parameters = {
         parameter: value
         for parameter, value in estimator.get_params(deep=False).items()
-        if parameter not in FREE
+        if parameter not in NOT_IDENTIFYING
     }
     return {
         "sklearn_sae": __version__,
@@ -208,9 +208,9 @@ def _checksum_of_model(estimator: Any) -> str:
     """Of all that ``warm_start`` goes on from."""
     arrays = {name: weight.numpy() for name, weight in estimator.model_.state_dict().items()}
     arrays["null_rates_"] = estimator.null_rates_
-    if estimator.model_.encoder is None:
-        arrays["training_initial_conditions_"] = estimator.training_initial_conditions_
-    return checksum(None, arrays)
+    # With an encoder there are none, and no need for them.
+    table = getattr(estimator, "training_initial_conditions_", None)
+    return checksum(None, arrays if table is None else arrays | {"initial conditions": table})
 
 
 def _difference(found: dict, wanted: dict) -> str | None:

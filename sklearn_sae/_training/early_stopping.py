@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .._data.batches import Batch
 from .._data.trials import Trials
-from .._inference.inference import Amortized, Inference, SemiAmortized
+from .._inference.inference import Inference
 from .._inference.memory import trials_at_once
 from .._inference.scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 from .._model.autoencoder import SequentialAutoencoder
@@ -21,59 +21,47 @@ __all__ = ["EarlyStopping", "ValidationScore"]
 class ValidationScore:
     """Held-out score of validation trials, while the model is still in training.
 
-    With a ``table`` of learned initial conditions, the trials' own are found once and then follow
-    the model by two Gauss-Newton iterations a call; without one, the encoder gives them.
+    ``make_inference`` tells how trials are inferred under the model as it is when it is called.
+    Latent variables are found anew the first time, and then follow the model: inference starts
+    where it ended the last time.
     """
 
     def __init__(
-        self,
-        model: SequentialAutoencoder,
-        trials: Trials,
-        null_rates: Tensor,
-        table: Tensor | None,
+        self, make_inference: Callable[[], Inference], trials: Trials, null_rates: Tensor
     ) -> None:
-        self.model, self.trials, self.null_rates, self.table = model, trials, null_rates, table
-        self.causes: Tensor | None = None
+        self.make_inference, self.trials, self.null_rates = make_inference, trials, null_rates
+        self.variables: Tensor | None = None
         self._only: tuple[Batch, Tensor] | None = None
 
     @torch.no_grad()
     def __call__(self) -> float:
+        inference = self.make_inference()
         sums = torch.zeros(2, dtype=torch.float64, device="cpu")
         inferred = []
-        inference = self._inference()
-        for batch, hidden in self._batches():
+        for batch, hidden in self._batches(inference.model):
             seen = batch.hide(hidden)
-            start = None if self.causes is None else self.causes[:, seen.rows]
+            start = None if self.variables is None else self.variables[:, seen.rows]
             posterior = inference.infer(seen, start)
-            if self.table is not None:
-                inferred.append(posterior.variables)
-            output = posterior.mean_output
-            sums += bits_gained(self.model.likelihood, output, self.null_rates, batch, hidden)
-        if inferred:
-            # Of all trials together: how many a batch holds depends on memory, which changes.
-            self.causes = torch.cat(inferred, dim=1)
+            inferred.append(posterior.variables)
+            likelihood, output = inference.model.likelihood, posterior.mean_output
+            sums += bits_gained(likelihood, output, self.null_rates, batch, hidden)
+        # Of all trials together: how many a batch holds depends on memory, which changes.
+        self.variables = torch.cat(inferred, dim=1)
         gain, n_units = sums
         return float(gain / n_units.clamp(min=1))
 
-    def _batches(self) -> Iterator[tuple[Batch, Tensor]]:
+    def _batches(self, model: SequentialAutoencoder) -> Iterator[tuple[Batch, Tensor]]:
         """All trials, and which entries are hidden; if one batch holds them it is made once."""
         if self._only is not None:
             yield self._only
             return
-        size = trials_at_once(self.model, self.trials.n_bins)
+        size = trials_at_once(model, self.trials.n_bins)
         for trials in self.trials.chunks(size, self.null_rates.device):
-            batch = without_silent(self.model.likelihood, self.null_rates, trials)
+            batch = without_silent(model.likelihood, self.null_rates, trials)
             found = batch, hidden_entries(batch, SCORE_FRACTION)
             if len(batch) == len(self.trials):
                 self._only = found
             yield found
-
-    def _inference(self) -> Inference:
-        """As of the weights of today."""
-        if self.table is None:
-            return Amortized(self.model)
-        # Inputs that are new, or of which the prior has changed, take more.
-        return SemiAmortized(self.model, self.table, max_iter=5 if self.model.inferring else 2)
 
 
 class EarlyStopping:
@@ -84,9 +72,10 @@ class EarlyStopping:
     """
 
     def __init__(
-        self, score: ValidationScore, state: dict[str, Tensor], patience: int, tol: float
+        self, score: ValidationScore, state: dict[str, Tensor | None], patience: int, tol: float
     ) -> None:
-        self.score, self.state = score, state
+        self.score = score
+        self.state = {name: tensor for name, tensor in state.items() if tensor is not None}
         self.patience, self.tol = patience, tol
         self.scores: list[float] = []
         self.best_score = -float("inf")
@@ -129,8 +118,8 @@ class EarlyStopping:
             name: torch.tensor(values, dtype=torch.float64, device="cpu")
             for name, values in numbers.items()
         }
-        if self.score.causes is not None:
-            state["causes"] = self.score.causes
+        if self.score.variables is not None:
+            state["variables"] = self.score.variables
         return state | {f"best.{name}": tensor for name, tensor in self._best.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -138,6 +127,6 @@ class EarlyStopping:
         self.scores = state["scores"].tolist()
         self.best_score = state["best_score"].item()
         self.n_without_gain = int(state["n_without_gain"])
-        if "causes" in state:
-            self.score.causes = state["causes"].to(self.score.null_rates.device)
+        if "variables" in state:
+            self.score.variables = state["variables"].to(self.score.null_rates.device)
         self._best = {name: state[f"best.{name}"] for name in self.state if f"best.{name}" in state}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,16 +12,18 @@ from torch import Tensor, nn
 
 from .._data.batches import Batch
 from .._data.trials import Trials
+from .._inference.inference import Amortized, Inference, SemiAmortized
 from .._inference.memory import trials_at_once
 from .._inference.newton import FIRST_DAMPING, refine
 from .._inference.posterior import LaplacePosterior
 from .._inference.prior import Prior
 from .._model.autoencoder import SequentialAutoencoder
-from .._model.encoder import Encoder, drop, hide_at_random
+from .._model.encoder import drop, hide_at_random
 from .._model.inputs import InputStatistics
+from .ensemble import joint_adam, joint_prior
 from .optimizers import RowAdam
 
-__all__ = ["EncodedInitialConditions", "FreeInitialConditions", "InitialConditions"]
+__all__ = ["Draw", "EncodedInitialConditions", "FreeInitialConditions", "InitialConditions"]
 
 #: Initial conditions move in latents of unit size, and see one trial each: larger steps than
 #: weights.
@@ -32,24 +34,51 @@ EPOCHS_BETWEEN_FIRST_INPUTS = 2
 EPOCHS_BETWEEN_INPUTS = 5
 
 
+class Draw(NamedTuple):
+    """Latent variables of a batch, for one step of training.
+
+    ``variables`` ``(n_variables, n_trials)`` are what the loss is made of. ``leaf`` ``(n_latents,
+    n_trials)`` is what receives the gradient of initial conditions that are parameters: those from
+    before dropout; None if an encoder gave them.
+    """
+
+    variables: Tensor
+    leaf: Tensor | None
+
+
+#: Moves the initial conditions of several models along the gradients that losses left in draws.
+Move = Callable[[Sequence[Batch], Sequence[Draw], float], None]
+
+
 class InitialConditions(ABC):
-    """Where a batch's initial conditions come from, and what becomes of their gradient."""
+    """Where the initial conditions of training trials come from, and how they are learned."""
 
     @abstractmethod
-    def take(self, batch: Batch) -> Tensor:
-        """Causes ``(n_causes, n_trials)`` that the loss can be differentiated by."""
+    def draw(self, batch: Batch) -> Draw:
+        """Latent variables that the loss of a batch can be differentiated by."""
 
     @staticmethod
     @abstractmethod
-    def followers(several: Sequence[Any]) -> Callable[[Sequence[Batch], float], None]:
-        """What makes them all follow the gradients that losses left in those taken last.
+    def make_step(several: Sequence[Any]) -> Move:
+        """Make the function that takes a gradient step for all of ``several`` together.
 
-        It is given the batches they were taken of, one of each, and the learning rate.
+        It is given batches, draws (one of each) and the learning rate.
         """
 
     @abstractmethod
     def end_epoch(self, epoch: int, horizon: int) -> None:
-        """Do what is done once in a while, for all trials together."""
+        """Every few epochs, take one Gauss-Newton step for all trials."""
+
+    @abstractmethod
+    def inference(self) -> Inference:
+        """How other trials are inferred under the model as it is now, a little at a time."""
+
+    def learned(self) -> Tensor | None:
+        """Latent variables of the training trials ``(n_trials, n_variables)``; not a copy.
+
+        None if an encoder gives them.
+        """
+        return None
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
@@ -77,7 +106,7 @@ class FreeInitialConditions(InitialConditions):
 
     def __init__(
         self,
-        causes: Tensor,
+        variables: Tensor,
         model: SequentialAutoencoder,
         trials: Trials,
         dropout: float,
@@ -85,50 +114,50 @@ class FreeInitialConditions(InitialConditions):
     ) -> None:
         self.n_latents = model.readout.n_latents
         self.model, self.trials = model, trials
-        self.table = self._with_room_for_inputs(causes)
+        self.table = self._with_room_for_inputs(variables)
         self.adam = RowAdam([self.z0])
         self.prior = Prior.from_samples(self.z0, model.inputs)
         self.dropout, self.generator = dropout, generator
-        self.damping = causes.new_full((len(causes),), FIRST_DAMPING)
+        self.damping = variables.new_full((len(variables),), FIRST_DAMPING)
         self.epochs_between_steps = max(10, 2 * self.n_latents)
-        self._leaf = self.table
 
-    def _with_room_for_inputs(self, causes: Tensor) -> Tensor:
-        n_missing = self._n_causes(self.trials.n_bins) - causes.shape[1]
+    def _with_room_for_inputs(self, variables: Tensor) -> Tensor:
+        n_missing = self._n_variables(self.trials.n_bins) - variables.shape[1]
         if n_missing == 0:
-            return causes
-        return torch.cat([causes, causes.new_zeros(len(causes), n_missing)], dim=1)
+            return variables
+        return torch.cat([variables, variables.new_zeros(len(variables), n_missing)], dim=1)
 
     @property
     def z0(self) -> Tensor:
-        """The initial conditions, one per row: a view of the table of all causes."""
+        """The initial conditions, one per row: a view of the table of all variables."""
         return self.table[:, : self.n_latents]
 
-    def _n_causes(self, n_bins: int) -> int:
+    def _n_variables(self, n_bins: int) -> int:
         """Of trials up to ``n_bins``."""
         return self.n_latents + (n_bins - 1) * self.model.n_inferred
 
-    def take(self, batch: Batch) -> Tensor:
-        causes = self.table[batch.rows, : self._n_causes(len(batch.counts))].T
-        self._leaf = causes[: self.n_latents].contiguous().requires_grad_()
-        z0 = drop(self._leaf, self.dropout, self.generator)
-        return torch.cat([z0, causes[self.n_latents :]]) if self.model.inferring else z0
+    def draw(self, batch: Batch) -> Draw:
+        variables = self.table[batch.rows, : self._n_variables(len(batch.counts))].T
+        leaf = variables[: self.n_latents].contiguous().requires_grad_()
+        z0 = drop(leaf, self.dropout, self.generator)
+        if not self.model.inferring:
+            return Draw(z0, leaf)
+        return Draw(torch.cat([z0, variables[self.n_latents :]]), leaf)
 
     @staticmethod
-    def followers(
-        several: Sequence[FreeInitialConditions],
-    ) -> Callable[[Sequence[Batch], float], None]:
-        adam = RowAdam.of_several([one.adam for one in several])
+    def make_step(several: Sequence[FreeInitialConditions]) -> Move:
+        adam = joint_adam([one.adam for one in several])
 
-        def follow(batches: Sequence[Batch], learning_rate: float) -> None:
+        def move(batches: Sequence[Batch], draws: Sequence[Draw], learning_rate: float) -> None:
             rows = np.stack([batch.rows for batch in batches])
-            z0 = torch.stack([one._leaf.detach() for one in several])
-            pulls = Prior.gradients([one.prior for one in several], z0)
+            leaves = [draw.leaf for draw in draws if draw.leaf is not None]
+            z0 = torch.stack([leaf.detach() for leaf in leaves])
+            pulls = joint_prior([one.prior for one in several]).gradient(z0)
             # The loss is that of the spikes, per entry.
             gradient = torch.stack(
                 [
-                    one._leaf.grad - pull / batch.n_observed()
-                    for one, pull, batch in zip(several, pulls, batches, strict=True)
+                    leaf.grad - pull / batch.n_observed()
+                    for leaf, pull, batch in zip(leaves, pulls, batches, strict=True)
                 ]
             )
             adam.step(
@@ -137,7 +166,11 @@ class FreeInitialConditions(InitialConditions):
                 INITIAL_CONDITION_SPEED * learning_rate,
             )
 
-        return follow
+        return move
+
+    def inference(self) -> SemiAmortized:
+        # Inputs that are new, or of which the prior has changed, take more steps.
+        return SemiAmortized(self.model, self.z0, max_iter=5 if self.model.inferring else 2)
 
     @torch.no_grad()
     def end_epoch(self, epoch: int, horizon: int) -> None:
@@ -151,24 +184,27 @@ class FreeInitialConditions(InitialConditions):
         statistics = self._gauss_newton(horizon)
         if statistics is not None:
             assert inputs is not None
-            inputs.learn_prior(statistics, sparing=growing)
+            inputs.learn_prior(statistics, shrink=growing)
 
     def _gauss_newton(self, horizon: int) -> InputStatistics | None:
         prior = self.prior
         size = trials_at_once(self.model, horizon)
-        table = self.table[:, : self._n_causes(horizon)]
+        table = self.table[:, : self._n_variables(horizon)]
         sums = None
         for batch in self.trials.chunks(size, self.table.device, horizon):
-            causes = table[batch.rows].T.contiguous()
+            variables = table[batch.rows].T.contiguous()
             damping = self.damping[batch.rows] if self.model.inferring else None
-            causes = refine(self.model, prior, batch, causes, max_iter=1, damping=damping)
-            table[batch.rows] = causes.T
+            variables = refine(self.model, prior, batch, variables, max_iter=1, damping=damping)
+            table[batch.rows] = variables.T
             if damping is not None:
                 self.damping[batch.rows] = damping
-                posterior = LaplacePosterior(self.model, prior, batch, causes)
+                posterior = LaplacePosterior(self.model, prior, batch, variables)
                 statistics = posterior.input_statistics()
                 sums = statistics if sums is None else sums + statistics
         return sums
+
+    def learned(self) -> Tensor:
+        return self.table
 
     def parameters(self) -> list[nn.Parameter]:
         return []
@@ -199,31 +235,33 @@ class EncodedInitialConditions(InitialConditions):
 
     def __init__(
         self,
-        encoder: Encoder,
+        model: SequentialAutoencoder,
         trials: Trials,
         coordinated_dropout: float,
         dropout: float,
         generator: torch.Generator,
     ) -> None:
-        self.encoder, self.trials = encoder, trials
+        assert model.encoder is not None
+        self.model, self.encoder, self.trials = model, model.encoder, trials
         self.coordinated_dropout, self.dropout = coordinated_dropout, dropout
         self.generator = generator
 
-    def take(self, batch: Batch) -> Tensor:
+    def draw(self, batch: Batch) -> Draw:
         # The loss may stop at the horizon; the encoder always reads the whole trial.
         whole = self.trials.batch(batch.rows, batch.counts.device)
         seen = hide_at_random(whole, self.coordinated_dropout, self.generator)
-        return drop(self.encoder(seen, self.generator), self.dropout, self.generator)
+        return Draw(drop(self.encoder(seen, self.generator), self.dropout, self.generator), None)
 
     @staticmethod
-    def followers(
-        several: Sequence[EncodedInitialConditions],
-    ) -> Callable[[Sequence[Batch], float], None]:
-        """Nothing to follow: encoders' weights take their step with all others."""
-        return lambda batches, learning_rate: None
+    def make_step(several: Sequence[EncodedInitialConditions]) -> Move:
+        """Encoders' weights take their step with all other weights."""
+        return lambda batches, draws, learning_rate: None
+
+    def inference(self) -> Amortized:
+        return Amortized(self.model)
 
     def end_epoch(self, epoch: int, horizon: int) -> None:
-        """Nothing to catch up with."""
+        """The encoder's initial conditions do not lag behind the weights."""
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.encoder.parameters())

@@ -9,11 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._data.batches import Batch
 from .._data.trials import Trials
-from .._inference.data_term import mean_loss
-from .._model.autoencoder import SequentialAutoencoder, outputs
-from .._model.likelihoods import Likelihood
+from .._model.autoencoder import SequentialAutoencoder
+from .ensemble import losses
 from .initial_conditions import InitialConditions
 from .optimizers import Soap
 from .schedule import Schedule
@@ -58,7 +56,7 @@ def train(
     members: Sequence[Member],
     trials: Trials,
     schedule: Schedule,
-    optimiser: Soap,
+    optimizer: Soap,
     *,
     clip_norm: float | None,
     batch_size: int,
@@ -74,62 +72,43 @@ def train(
     After any epoch training can go on in another call, if all that is given is as it was then and
     ``n_done`` says how many epochs that were.
     """
+    models = [member.model for member in members]
     conditions = [member.initial_conditions for member in members]
-    follow = conditions[0].followers(conditions)
+    move = conditions[0].make_step(conditions)
 
     # A function, so that what a step has made is gone before the next makes as much.
     def step(
         rows: Sequence[np.ndarray], horizon: int, learning_rate: float, epoch: int
     ) -> list[float]:
         batches = [trials.batch(of_one, device, horizon) for of_one in rows]
-        results = _outputs_and_losses(members, batches, horizon)
-        losses = check_losses([loss for _, loss in results], epoch)
-        optimiser.step(learning_rate, clip_norm)
-        follow(batches, learning_rate)
-        for member, batch, (output, _) in zip(members, batches, results, strict=True):
-            member.model.likelihood.note_residuals(output, batch)
-        return losses
+        draws = [c.draw(batch) for c, batch in zip(conditions, batches, strict=True)]
+        outputs, of_models = losses(models, [draw.variables for draw in draws], batches)
+        of_models.sum().backward()
+        values = check_losses(of_models, epoch)
+        optimizer.step(learning_rate, clip_norm)
+        move(batches, draws, learning_rate)
+        for model, output, batch in zip(models, outputs, batches, strict=True):
+            model.likelihood.accumulate_residuals(output.detach(), batch)
+        return values
 
     for epoch in range(n_done, max_epochs):
-        losses = []
+        found = []
         orders = [shuffled(len(trials), batch_size, member.generator) for member in members]
         for i, rows in enumerate(zip(*orders, strict=True)):
             progress = (epoch + i / len(orders[0])) / max_epochs
             horizon = schedule.horizon_at(progress)
             learning_rate = schedule.learning_rate_at(progress)
-            losses.append(step(rows, horizon, learning_rate, epoch))
+            found.append(step(rows, horizon, learning_rate, epoch))
         for member in members:
             member.model.likelihood.end_epoch()
             member.initial_conditions.end_epoch(epoch, horizon)
         yield Record(
             epoch + 1,
-            tuple(np.mean(losses, axis=0).tolist()),
+            tuple(np.mean(found, axis=0).tolist()),
             horizon,
             learning_rate,
             complete=horizon == trials.n_bins,
         )
-
-
-def _outputs_and_losses(
-    members: Sequence[Member], batches: Sequence[Batch], horizon: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Of every member, and leave the gradients of its loss in what that depends on."""
-    models = [member.model for member in members]
-    causes = [
-        member.initial_conditions.take(batch)
-        for member, batch in zip(members, batches, strict=True)
-    ]
-    known = [batch.inputs for batch in batches]
-    if len(members) == 1:
-        output = models[0].output(causes[0], horizon, known[0])
-        loss = mean_loss(models[0].likelihood, output, batches[0])
-        loss.backward()
-        return [(output.detach(), loss.detach())]
-    of_all = outputs(models, causes, horizon, known)
-    likelihood = Likelihood.of_several([model.likelihood for model in models])
-    losses = mean_loss(likelihood, of_all, Batch.of_several(batches))
-    losses.sum().backward()
-    return list(zip(of_all.detach().unbind(1), losses.detach(), strict=True))
 
 
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
@@ -143,9 +122,9 @@ def n_batches(n_trials: int, batch_size: int) -> int:
     return max(1, round(n_trials / batch_size))
 
 
-def check_losses(losses: Sequence[Tensor], epoch: int) -> list[float]:
+def check_losses(losses: Tensor, epoch: int) -> list[float]:
     """As numbers, of which one at least must be finite: a diverging member harms no other."""
-    values = [loss.item() for loss in losses]
+    values = losses.tolist()
     if not np.isfinite(values).any():
         raise FloatingPointError(diverged(f"The loss became {values[0]}", epoch + 1))
     return values

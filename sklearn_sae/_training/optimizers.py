@@ -29,7 +29,7 @@ LARGEST_ROTATED_SIDE = 256
 LARGEST_WHOLE = 256
 #: Share of a direction in all squared gradients that hardly turns it any more. Of what is smaller,
 #: rounding errors would decide, and with them of the fit.
-STILL = 1e-3
+SMALLEST_TURNING_SHARE = 1e-3
 #: Of a direction's gradients to the largest: below it they are taken for rounding errors.
 SMALLEST_RATIO = 1e-5
 FIRST_ROTATIONS = 10
@@ -77,7 +77,7 @@ class _Moments:
 
     def _rotate(self, side: int) -> None:
         spread, basis = self.spread[side], self.basis[side]
-        still = STILL * spread.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+        still = SMALLEST_TURNING_SHARE * spread.diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
         turned = spread @ basis + still[..., None] * basis
         size = (basis * turned).sum(dim=1)
         order = size.where(size > 2 * still, 0.0).argsort(descending=True, stable=True)
@@ -196,7 +196,7 @@ class Soap:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on as the optimiser whose ``state_dict`` this was."""
+        """Go on as the optimizer whose ``state_dict`` this was."""
         self.n_steps = int(state["n_steps"])
         for i, (group, moments) in enumerate(zip(self.groups, self.moments, strict=True)):
             prefix = f"{i}."
@@ -227,17 +227,6 @@ class RowAdam:
         self.square = torch.zeros_like(self.mean)
         self.n_steps = self.mean.new_zeros(*self.mean.shape[:2], 1)
         self._which = torch.arange(len(tables), device=self.mean.device)[:, None]
-
-    @classmethod
-    def of_several(cls, several: Sequence[RowAdam]) -> RowAdam:
-        """One for the tables of all; each of them goes on with what this one does."""
-        joint = cls([table for adam in several for table in adam.tables])
-        sizes = [len(adam.tables) for adam in several]
-        for name, moments in joint.state_dict().items():
-            for adam, own in zip(several, moments.split(sizes), strict=True):
-                own.copy_(getattr(adam, name))
-                setattr(adam, name, own)
-        return joint
 
     def step(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
         """Of each table's ``rows`` ``(n_tables, n)``, along ``(n_tables, n, n_columns)``."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..._data.batches import Batch
@@ -27,17 +24,6 @@ class Likelihood(nn.Module, ABC):
 
     def __init__(self, n_neurons: int, device: str = "cpu") -> None:
         super().__init__()
-
-    @staticmethod
-    def of_several(likelihoods: Sequence[Likelihood]) -> Likelihood:
-        """One of the entries of several models, whose axis is the one before that of neurons."""
-        names = [name for name, _ in likelihoods[0].named_buffers()]
-        if not names:
-            return likelihoods[0]
-        together = copy.deepcopy(likelihoods[0])
-        for name in names:
-            setattr(together, name, torch.stack([getattr(each, name) for each in likelihoods]))
-        return together
 
     @abstractmethod
     def rates(self, output: Tensor) -> Tensor:
@@ -76,7 +62,9 @@ class Likelihood(nn.Module, ABC):
         """Derivative of the log-likelihood by the output, and the variance of that derivative."""
 
     @abstractmethod
-    def misfit(self, output: Tensor, batch: Batch, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def model_error_moments(
+        self, output: Tensor, batch: Batch, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """How far off the model is: squared errors beyond noise, and what they are to be over.
 
         The sum of one over that of the other estimates the variance of the output around the truth.
@@ -103,13 +91,13 @@ class Likelihood(nn.Module, ABC):
 
     # ------------------------------------------------------------------ what is learned beside
 
-    def learn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+    def fit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         """Learn from all trials what the null model, constant rates, needs beside the rates."""
 
-    def relearn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+    def refit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         """The same of other trials, without a change to what the weights rest on."""
 
-    def note_residuals(self, output: Tensor, batch: Batch) -> None:
+    def accumulate_residuals(self, output: Tensor, batch: Batch) -> None:
         """Remember how counts of a batch in training differ from their rates."""
 
     def end_epoch(self) -> None:

@@ -55,7 +55,9 @@ class Poisson(LogLink):
         rates = output.exp()
         return counts - rates, rates
 
-    def misfit(self, output: Tensor, batch: Batch, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def model_error_moments(
+        self, output: Tensor, batch: Batch, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
         unseen = ~batch.observed()
         # Both may overflow after a trial's end, and zero times infinity is not zero.
         rates = output.exp().masked_fill(unseen, 0.0)

@@ -25,7 +25,7 @@ CHUNK = 4_000_000
 class Dispersed(Likelihood):
     """With a dispersion for each neuron, that residuals teach.
 
-    After each epoch it becomes the root of an estimating equation. Unlike an optimiser's steps that
+    After each epoch it becomes the root of an estimating equation. Unlike an optimizer's steps that
     takes no learning rate, and gets anywhere within a few epochs.
     """
 
@@ -63,11 +63,11 @@ class Dispersed(Likelihood):
             terms = terms * mask
         return terms.sum(dim=(0, -2))
 
-    def learn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+    def fit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         self._learn_around_means(trials, mean_counts)
         self.null_dispersion.copy_(self.dispersion)
 
-    def relearn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+    def refit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         null = copy.deepcopy(self)
         null.dispersion.fill_(1.0)  # where a first fit starts from, too
         observed = null._learn_around_means(trials, mean_counts)
@@ -80,13 +80,13 @@ class Dispersed(Likelihood):
         observed = torch.zeros_like(self.dispersion, dtype=torch.bool)
         for _ in range(NULL_PASSES):
             for batch in trials.chunks(size, torch.device("cpu")):
-                self.note_residuals(output.expand_as(batch.counts), batch)
+                self.accumulate_residuals(output.expand_as(batch.counts), batch)
                 observed |= batch.observed().any(2).any(0)[:, None]
             self.end_epoch()
         return observed
 
     @torch.no_grad()
-    def note_residuals(self, output: Tensor, batch: Batch) -> None:
+    def accumulate_residuals(self, output: Tensor, batch: Batch) -> None:
         unseen = ~batch.observed()
         parts = self.dispersion_parts(output.masked_fill(unseen, 0.0), batch.counts)
         self.sums += torch.stack([part.masked_fill(unseen, 0.0).sum((0, 2)) for part in parts])
@@ -98,7 +98,9 @@ class Dispersed(Likelihood):
         self.dispersion.copy_(torch.where(denominator > 0, found, self.dispersion))
         self.sums.zero_()
 
-    def misfit(self, output: Tensor, batch: Batch, variance: Tensor) -> tuple[Tensor, Tensor]:
+    def model_error_moments(
+        self, output: Tensor, batch: Batch, variance: Tensor
+    ) -> tuple[Tensor, Tensor]:
         # The dispersion has grown until squared errors are all noise. But noise knows nothing of
         # that in the next bin, and the errors of a model last. Both in standard deviations.
         score, information = self.score_and_information(output, batch.counts)

@@ -32,9 +32,9 @@ class Gaussian(Dispersed):
         for name in ("centre", "scale"):
             self.register_buffer(name, torch.zeros(n_neurons, 1, device=device))
 
-    def learn_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
+    def fit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
         self.centre.copy_(torch.from_numpy(mean_counts)[:, None])
-        super().learn_null(trials, mean_counts)
+        super().fit_null(trials, mean_counts)
         std = self.null_dispersion.sqrt()
         # What float32 cannot tell from a constant is one.
         self.scale.copy_(torch.where(std > 1e-6 * self.centre.abs(), std, 1.0))
