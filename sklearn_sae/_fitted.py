@@ -164,12 +164,14 @@ class FittedMixin:
     def score(self, X, y=None, *, inputs=None):
         """Held-out bits per spike: higher is better, 0 is a constant rate per neuron.
 
-        In every trial a seeded 20 % of the observed entries is hidden, the rest is used to infer
-        the trial's latents, and the predicted rates are judged on what was hidden, against each
-        neuron's mean rate in ``fit``, ``null_rates_``: (log-likelihood - null log-likelihood) /
-        (number of hidden spikes x log 2) [1]_. With ``likelihood="gaussian"`` it is bits per hidden
-        entry. Neurons that never fired in ``fit`` are left out: against a rate of zero, one spike
-        in another trial would outweigh all else.
+        This is co-smoothing [1]_: in every trial a seeded 20 % of the observed neurons (at least
+        one) is hidden, the others are used to infer the trial's latents, and the predicted rates of
+        the hidden neurons are judged against each neuron's mean rate in ``fit``, ``null_rates_``:
+        (log-likelihood - null log-likelihood) / (number of hidden spikes x log 2). Whole neurons
+        are hidden, so that latents that follow a single neuron do not raise a score; of a trial in
+        which one neuron only was observed, 20 % of its entries are. With ``likelihood="gaussian"``
+        it is bits per hidden entry. Neurons that never fired in ``fit`` are left out: against a
+        rate of zero, one spike in another trial would outweigh all else.
 
         Both log-likelihoods are of the model's own family. The null model has dispersions, or
         variances, of its own, learned in the same way around constant rates: what its rates leave

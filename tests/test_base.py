@@ -375,7 +375,7 @@ def test_early_stopping_restores_the_best_epoch(estimator, spikes):
     estimator.set_params(
         early_stopping=True,
         horizon_growth=0,
-        learning_rate=1.0,
+        learning_rate=0.5,
         learning_rate_schedule="constant",
         validation_fraction=0.25,
         n_iter_no_change=8,

@@ -64,7 +64,7 @@ COMMON_EFFECTS = {
     "early_stopping": ({}, True),
     "validation_fraction": (STOPPING, 0.5),
     "n_iter_no_change": ({**STOPPING, "tol": 100.0}, 1),
-    "tol": ({**STOPPING, "n_iter_no_change": 1, "validation_fraction": 0.5}, 100.0),
+    "tol": ({**STOPPING, "n_iter_no_change": 1, "validation_fraction": 0.25}, 100.0),
     "random_state": ({}, 1),
 }
 NODE_EFFECTS = COMMON_EFFECTS | {

@@ -92,15 +92,28 @@ def test_hidden_entries(seed, missing, fraction):
     assert hidden.dtype == bool
     assert not (hidden & ~observed).any()
     for row, seen in zip(hidden, observed, strict=True):
-        n_seen = seen.sum()
-        assert row.sum() == min(max(1, round(fraction * n_seen)), n_seen - 1)
+        neurons, chosen = seen.any(0), row.any(0)
+        if neurons.sum() > 1:
+            # All that was observed of each.
+            assert np.array_equal(row, seen & chosen)
+            n_hidden, n_seen = chosen.sum(), neurons.sum()
+        else:
+            n_hidden, n_seen = row.sum(), seen.sum()
+        assert n_hidden == min(max(1, round(fraction * n_seen)), n_seen - 1)
     assert ((observed & ~hidden).sum((1, 2)) >= 1).all()
+
+
+def test_of_a_trial_with_a_single_neuron_entries_are_hidden():
+    counts = np.full((1, 10, 3), np.nan)
+    counts[0, :, 1] = 2
+    hidden = hidden_entries(batch_of(counts), 0.2)
+    assert hidden[:, 1].sum() == 2 == hidden.sum()
 
 
 def test_one_observed_entry_is_left_alone_and_two_are_shared():
     counts = np.full((2, 3, 2), np.nan)
     counts[0, 1, 1] = 4
-    counts[1, :2, 0] = 1, 2
+    counts[1, 0] = 1, 2
     hidden = hidden_entries(batch_of(counts), 0.2)
     assert hidden.sum((0, 1)).tolist() == [0, 1]
 
@@ -130,12 +143,13 @@ def test_the_draw_does_not_know_the_batch():
 
 
 def test_the_draw_is_uniform_and_differs_between_trials():
-    counts, _, _ = recording(n_trials=2000, n_bins=4, n_neurons=3)
+    counts, _, _ = recording(n_trials=2000, n_bins=2, n_neurons=12)
     hidden = hidden_entries(batch_of(counts), 0.25).double()
-    assert hidden.sum((0, 1)).unique().tolist() == [3.0]
+    assert torch.equal(hidden[0], hidden[1])
+    assert hidden[0].sum(0).unique().tolist() == [3.0]
     # Four standard errors of a share of 1/4 among 2000.
-    np.testing.assert_allclose(hidden.mean(2), 0.25, atol=4 * math.sqrt(0.25 * 0.75 / 2000))
-    assert len(hidden.flatten(0, 1).unique(dim=1).T) > 150
+    np.testing.assert_allclose(hidden[0].mean(1), 0.25, atol=4 * math.sqrt(0.25 * 0.75 / 2000))
+    assert len(hidden[0].unique(dim=1).T) > 150
 
 
 def test_no_global_draw():

@@ -19,19 +19,30 @@ SCORE_FRACTION = 0.2
 
 
 def hidden_entries(batch: Batch, fraction: float) -> Tensor:
-    """The entries ``score`` hides: a seeded ``fraction`` of each trial's observed ones.
+    """The entries ``score`` hides: all of a seeded ``fraction`` of each trial's observed neurons.
 
-    A trial's draw depends on its place in the recording and on which of its entries were observed,
-    not on padding, so ragged and padded forms of a recording are scored alike.
+    Whole neurons, so that latents that follow one neuron alone do not raise a score. Of a trial in
+    which a single neuron was observed it is that fraction of its entries. A trial's draw depends on
+    its place in the recording and on which of its neurons (or entries) were observed, not on
+    padding, so ragged and padded forms of a recording are scored alike.
     """
     observed = batch.observed().permute(2, 0, 1).cpu().numpy()
     hidden = np.zeros(observed.shape, dtype=bool)
     for row, seen, hide in zip(batch.rows, observed, hidden, strict=True):
-        entries = np.flatnonzero(seen)
-        n_hidden = min(max(1, round(fraction * len(entries))), len(entries) - 1)
         rng = np.random.default_rng([SCORE_SEED, int(row)])
-        hide.flat[rng.permutation(entries)[:n_hidden]] = True
+        neurons = np.flatnonzero(seen.any(axis=0))
+        if len(neurons) > 1:
+            hide[:, _drawn(neurons, fraction, rng)] = True
+        else:
+            hide.flat[_drawn(np.flatnonzero(seen), fraction, rng)] = True
+    hidden &= observed
     return torch.from_numpy(hidden.transpose(1, 2, 0)).to(batch.counts.device)
+
+
+def _drawn(items: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw that ``fraction`` of items: one at least, and never all of them."""
+    n_drawn = min(max(1, round(fraction * len(items))), len(items) - 1)
+    return rng.permutation(items)[:n_drawn]
 
 
 def without_silent(likelihood: Likelihood, null_rates: Tensor, batch: Batch) -> Batch:
