@@ -245,9 +245,16 @@ class NODESAE(BaseSAE):
         The fitted network, on the CPU.
     null_rates_ : ndarray of shape (n_neurons,)
         Mean count per bin of every neuron in ``fit``: the null model of ``score``.
-    dispersion_, null_dispersion_ : ndarray of shape (n_neurons,)
-        Dispersion alpha of every neuron, and that of the null model; only if
-        ``likelihood="negative_binomial"``. Near 0 a neuron is Poisson.
+    dispersion_ : ndarray of shape (n_neurons,)
+        Private dispersion of every neuron: variance of its counts in windows of about 20 bins, over
+        what the likelihood gives, around rates that the other neurons tell. At 1 it does what it
+        shares with others, and spikes; at 5 most of its variance is its own (bursts, drifts over
+        trials). Its log-likelihood is divided by it in ``fit`` and inference, so that what is
+        private does not move the latents. Always 1 with ``inference="amortized"``.
+    overdispersion_, null_overdispersion_ : ndarray of shape (n_neurons,)
+        Dispersion alpha of every neuron within a bin (variance m + alpha m^2 at a rate of m), and
+        that of the null model; only if ``likelihood="negative_binomial"``. Near 0 a neuron is
+        Poisson.
     noise_variance_, null_variance_ : ndarray of shape (n_neurons,)
         Variance of every neuron around its rate, and around its mean in the null model; only if
         ``likelihood="gaussian"``.
@@ -604,9 +611,16 @@ class RNNSAE(BaseSAE):
         The fitted network, on the CPU.
     null_rates_ : ndarray of shape (n_neurons,)
         Mean count per bin of every neuron in ``fit``: the null model of ``score``.
-    dispersion_, null_dispersion_ : ndarray of shape (n_neurons,)
-        Dispersion alpha of every neuron, and that of the null model; only if
-        ``likelihood="negative_binomial"``. Near 0 a neuron is Poisson.
+    dispersion_ : ndarray of shape (n_neurons,)
+        Private dispersion of every neuron: variance of its counts in windows of about 20 bins, over
+        what the likelihood gives, around rates that the other neurons tell. At 1 it does what it
+        shares with others, and spikes; at 5 most of its variance is its own (bursts, drifts over
+        trials). Its log-likelihood is divided by it in ``fit`` and inference, so that what is
+        private does not move the latents. Always 1 with ``inference="amortized"``.
+    overdispersion_, null_overdispersion_ : ndarray of shape (n_neurons,)
+        Dispersion alpha of every neuron within a bin (variance m + alpha m^2 at a rate of m), and
+        that of the null model; only if ``likelihood="negative_binomial"``. Near 0 a neuron is
+        Poisson.
     noise_variance_, null_variance_ : ndarray of shape (n_neurons,)
         Variance of every neuron around its rate, and around its mean in the null model; only if
         ``likelihood="gaussian"``.

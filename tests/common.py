@@ -55,7 +55,8 @@ def make_model(
     dynamics = DYNAMICS[kind](mlp, n_latents, generator)
     scatter = LIKELIHOODS[likelihood](n_neurons)
     for name, learned in scatter.state_dict().items():
-        learned.copy_(torch.rand(learned.shape, generator=generator) + (name != "centre") / 2)
+        smallest = {"centre": 0.0, "private_dispersion": 1.0}.get(name, 0.5)
+        learned.copy_(torch.rand(learned.shape, generator=generator) + smallest)
     model = SequentialAutoencoder(dynamics, readout_of(weight), scatter, None)
     return model.to(dtype).requires_grad_(False)
 

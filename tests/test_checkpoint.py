@@ -318,7 +318,8 @@ def test_spikes_are_not_in_the_file(est, left):
     weights = 16 * 3 + 2 * 17 + 6 * 3
     assert size.pop("generator") == len(torch.Generator().get_state())
     assert size == {
-        "model": weights,
+        # With the private dispersion of each neuron.
+        "model": weights + 6,
         # With mean and precision of their prior.
         "initial_conditions": 24 * (3 * 2 + 1) + 2 + 4,
         # Means and squares; a basis and a spread of each of three matrices; steps.

@@ -66,6 +66,7 @@ def dense(model, prior, batch, variables, trial):
         lambda c: model.output(c[:, None], N_BINS)[..., 0], variables[:, trial]
     )
     information = model.output(variables, N_BINS)[..., trial].exp()
+    information = information / model.likelihood.private_dispersion[:, 0]
     if batch.mask is not None:
         information = information * batch.mask[..., trial]
     of_spikes = torch.einsum("tni,tn,tnj->ij", jacobian, information, jacobian)

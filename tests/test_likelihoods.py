@@ -253,9 +253,10 @@ def test_the_null_model_has_the_scatter_around_the_mean(name):
     likelihood.fit_null(Trials(data, has_missing=True), mean)
     variance = np.nanvar(data, (0, 1))
     expected = variance if name == "gaussian" else (variance - mean) / mean**2
-    learned = likelihood.learned()
-    assert list(learned) == list(likelihood.names)
-    for values in learned.values():
+    found = likelihood.learned()
+    assert list(found) == list(likelihood.names)
+    np.testing.assert_array_equal(found.pop("dispersion_"), np.ones(N_NEURONS))
+    for values in found.values():
         np.testing.assert_allclose(values, expected, rtol=2e-3)
     if name == "gaussian":
         np.testing.assert_allclose(likelihood.scale[:, 0] ** 2, variance, rtol=1e-4)
@@ -299,7 +300,7 @@ KNOWN = {
 }
 
 ATTRIBUTES = {
-    "negative_binomial": ("dispersion_", "null_dispersion_"),
+    "negative_binomial": ("overdispersion_", "null_overdispersion_"),
     "gaussian": ("noise_variance_", "null_variance_"),
 }
 
@@ -318,6 +319,10 @@ def name(request):
 
 
 @functools.cache
+def learned(est):
+    return est._fitted_model.learned()
+
+
 def fitted(name):
     return NODESAE(likelihood=name, **QUICK).fit(oscillation(name, 100, 0)[0])
 
@@ -349,7 +354,7 @@ def test_negative_binomial_explains_overdispersed_counts_better_than_poisson():
         return log_density(likelihood, X, rates, dispersion)[hidden].mean()
 
     est = fitted("negative_binomial")
-    ours = held_out("negative_binomial", est.predict(seen), est.dispersion_)
+    ours = held_out("negative_binomial", est.predict(seen), est.overdispersion_)
     other = NODESAE(**QUICK).fit(oscillation("negative_binomial", 100, 0)[0])
     assert ours > held_out("poisson", other.predict(seen)) + 0.1
     # Nothing is better than the truth.
@@ -475,7 +480,7 @@ def test_a_warm_start_takes_the_null_model_of_its_own_data(likelihood, inference
     afresh = clone(est).fit(second)
     on = est.fit(first).set_params(warm_start=True, max_epochs=20).fit(second)
     np.testing.assert_array_equal(on.null_rates_, afresh.null_rates_)
-    for attribute in {"null_dispersion_", "null_variance_"} & vars(afresh).keys():
+    for attribute in {"null_overdispersion_", "null_variance_"} & learned(afresh).keys():
         np.testing.assert_allclose(getattr(on, attribute), getattr(afresh, attribute), rtol=1e-4)
     # Better than what knows their mean and spread nothing can be; an encoder may be worse.
     assert (-0.1 if inference == "semi-amortized" else -0.5) < on.score(second) < 0.05
@@ -488,7 +493,7 @@ def test_a_warm_start_keeps_the_null_model_of_neurons_it_does_not_observe(likeli
     second = first.copy()
     second[..., 3] = np.nan
     est = NODESAE(n_latents=1, likelihood=likelihood, max_epochs=1, random_state=0).fit(first)
-    names = {"null_rates_", "null_dispersion_", "null_variance_"} & vars(est).keys()
+    names = {"null_rates_", "null_overdispersion_", "null_variance_"} & learned(est).keys()
     before = {name: getattr(est, name) for name in names}
     est.set_params(warm_start=True).fit(second)
     for name, values in before.items():

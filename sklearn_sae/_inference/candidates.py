@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._data.batches import Batch
 from .._model.autoencoder import SequentialAutoencoder
-from .data_term import log_likelihood
+from .data_term import log_likelihood, natural
 from .memory import most_values
 from .prior import Prior
 
@@ -75,7 +75,7 @@ def _log_posteriors(
     for some in candidates.split(at_once, dim=1):
         # Finite, so that nothing of an entry is left once it is multiplied by a mask of zero.
         output = model.output(some, n_bins).clamp_(-50, 50).nan_to_num_(nan=50)
-        a, b = (terms.flatten(0, 1) for terms in model.likelihood.natural(output))
+        a, b = (terms.flatten(0, 1) for terms in natural(model.likelihood, output))
         expected = b.sum(0) if observed is None else observed @ b
         values.append(counts @ a - expected + prior.log_density(some))
     return torch.cat(values, dim=1).nan_to_num_(nan=-torch.inf)

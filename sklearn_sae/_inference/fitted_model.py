@@ -74,9 +74,7 @@ class FittedModel:
 
     def learned(self) -> dict[str, Any]:
         """What an estimator shows of it: names of attributes and their values."""
-        # Variances have the square of the unit of signals, and dispersions of counts have none.
         unit = 1.0 if self.units.scale is None else self.units.scale**2
-        of_likelihood = self.network.likelihood.learned()
         attributes = {
             "model_": self.network,
             "null_rates_": self.null_rates,
@@ -84,7 +82,7 @@ class FittedModel:
             "signal_scale_": self.units.scale,
             "training_initial_conditions_": self.initial_conditions,
             "model_variance_": self.model_variance,
-            **{name: values * unit for name, values in of_likelihood.items()},
+            **self.network.likelihood.learned(unit),
         }
         return {name: value for name, value in attributes.items() if value is not None}
 

@@ -137,6 +137,7 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
     cls = CLASSES[content["class"]]
     fitted_with = _construct(cls, content["fitted_with"])
     fitted_with._validate_params()
+    arrays = _of_today(arrays, fitted_with.likelihood)
     weights = {name: arrays[name] for name in arrays if name.startswith(MODEL)}
     learned = _decode_all(content["learned"])
     learned |= {name: arrays[name] for name in arrays if name not in weights}
@@ -157,6 +158,20 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
         setattr(estimator, name, learned[name].tolist() if name in LISTS else learned[name])
     estimator._fitted_model = fitted
     return estimator
+
+
+def _of_today(arrays: dict[str, np.ndarray], likelihood: str) -> dict[str, np.ndarray]:
+    """Arrays of a file, also of one from before neurons had private dispersions."""
+    name = MODEL + "likelihood.private_dispersion"
+    if name in arrays or "null_rates_" not in arrays:
+        return arrays
+    n_neurons = len(arrays["null_rates_"])
+    if likelihood == "negative_binomial":
+        # Their names were those of the only dispersions there were.
+        renamed = {f"{null}dispersion_": f"{null}overdispersion_" for null in ("", "null_")}
+        arrays = {renamed.get(key, key): value for key, value in arrays.items()}
+    ones = np.ones(n_neurons)
+    return arrays | {name: ones[:, np.newaxis].astype(np.float32), "dispersion_": ones}
 
 
 def _construct(cls: type[Any], parameters: Any) -> Any:

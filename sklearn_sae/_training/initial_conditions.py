@@ -22,6 +22,7 @@ from .._model.encoder import drop, hide_at_random
 from .._model.inputs import InputStatistics
 from .ensemble import joint_adam, joint_prior
 from .optimizers import RowAdam
+from .private_dispersion import private_dispersion
 
 __all__ = ["Draw", "EncodedInitialConditions", "FreeInitialConditions", "InitialConditions"]
 
@@ -32,6 +33,8 @@ INITIAL_CONDITION_SPEED = 5.0
 #: which makes it cheap, inferred inputs follow them closely.
 EPOCHS_BETWEEN_FIRST_INPUTS = 2
 EPOCHS_BETWEEN_INPUTS = 5
+#: Epochs after which private dispersions are measured: they change less and less.
+EPOCHS_OF_DISPERSIONS = [20 * 2**i for i in range(20)]
 
 
 class Draw(NamedTuple):
@@ -176,6 +179,11 @@ class FreeInitialConditions(InitialConditions):
     def end_epoch(self, epoch: int, horizon: int) -> None:
         inputs, growing = self.model.inputs, horizon < self.trials.n_bins
         self.prior = Prior.from_samples(self.z0, inputs)
+        if epoch + 1 in EPOCHS_OF_DISPERSIONS and horizon > 1:
+            inference = SemiAmortized(self.model, self.z0, max_iter=3)
+            variables = self.table[:, : self._n_variables(horizon)]
+            found = private_dispersion(inference, self.trials, variables, horizon)
+            self.model.likelihood.private_dispersion.copy_(found)
         every = self.epochs_between_steps
         if self.model.inferring:
             every = EPOCHS_BETWEEN_FIRST_INPUTS if growing else EPOCHS_BETWEEN_INPUTS

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from ..._data.batches import Batch
@@ -20,10 +21,15 @@ class Likelihood(nn.Module, ABC):
     #: Whether data are counts: none below zero, and scored per spike.
     of_counts: ClassVar[bool] = True
     #: Names that an estimator gives to what is learned.
-    names: ClassVar[tuple[str, ...]] = ()
+    names: ClassVar[tuple[str, ...]] = ("dispersion_",)
+
+    #: Variance of each neuron's residuals, summed over many bins, over that of the likelihood: what
+    #: the neuron varies by on its own, apart from the latents. At least 1, ``(n_neurons, 1)``.
+    private_dispersion: Tensor
 
     def __init__(self, n_neurons: int, device: str = "cpu") -> None:
         super().__init__()
+        self.register_buffer("private_dispersion", torch.ones(n_neurons, 1, device=device))
 
     @abstractmethod
     def rates(self, output: Tensor) -> Tensor:
@@ -107,6 +113,9 @@ class Likelihood(nn.Module, ABC):
         """The likelihood of the null model."""
         return self
 
-    def learned(self) -> dict[str, np.ndarray]:
-        """What an estimator shows of it: names of attributes, and arrays ``(n_neurons,)``."""
-        return {}
+    def learned(self, unit: np.ndarray | float = 1.0) -> dict[str, np.ndarray]:
+        """What an estimator shows of it: names of attributes, and arrays ``(n_neurons,)``.
+
+        ``unit`` is the variance, in units of the data, that variances of signals are given in.
+        """
+        return {"dispersion_": self.private_dispersion[:, 0].cpu().double().numpy()}

@@ -77,7 +77,7 @@ class NegativeBinomial(LogLink, Dispersed):
     precise as the maximum likelihood, and needs no gamma function.
     """
 
-    names = ("dispersion_", "null_dispersion_")
+    names = ("dispersion_", "overdispersion_", "null_overdispersion_")
     # Of a neuron that hardly fires nothing is learned; it stays close to Poisson.
     n_prior = 1.0
 

@@ -29,7 +29,7 @@ class Dispersed(Likelihood):
     takes no learning rate, and gets anywhere within a few epochs.
     """
 
-    #: Names of the dispersion and of that of the null model.
+    #: Names of the private dispersion, of this one, and of that of the null model.
     names: ClassVar[tuple[str, ...]]
     #: Observations of no dispersion at all, before the first residual.
     n_prior: ClassVar[float] = 0.0
@@ -117,7 +117,7 @@ class Dispersed(Likelihood):
         null.dispersion.copy_(self.null_dispersion)
         return null
 
-    def learned(self) -> dict[str, np.ndarray]:
+    def learned(self, unit: np.ndarray | float = 1.0) -> dict[str, np.ndarray]:
         values = (self.dispersion, self.null_dispersion)
-        arrays = [value[:, 0].cpu().double().numpy() for value in values]
-        return dict(zip(self.names, arrays, strict=True))
+        arrays = [value[:, 0].cpu().double().numpy() * unit for value in values]
+        return super().learned() | dict(zip(self.names[1:], arrays, strict=True))

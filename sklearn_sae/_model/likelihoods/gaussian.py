@@ -22,7 +22,7 @@ class Gaussian(Dispersed):
     """
 
     of_counts = False
-    names = ("noise_variance_", "null_variance_")
+    names = ("dispersion_", "noise_variance_", "null_variance_")
 
     centre: Tensor
     scale: Tensor
