@@ -65,7 +65,7 @@ COMMON_CONSTRAINTS: dict = {
 
 
 def build_state_map(estimator: BaseSAE, name: str, generator: torch.Generator | None) -> StateMap:
-    """The vector field or cell of this name, with the estimator's parameters."""
+    """Make the vector field or cell of this name with the estimator's parameters."""
     return STATE_MAPS[name].from_parameters(
         estimator.n_latents, estimator.hidden_sizes, estimator.activation, generator
     )
@@ -118,10 +118,11 @@ class NODESAE(BaseSAE):
         of log-rates. Dispersions and variances are learned from the residuals of every epoch.
 
     n_inferred_inputs : int, default=0
-        Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
-        (an autoregressive process of each): for data that no initial condition explains, as a
-        perturbation that comes within the trial. What they cost is counted, so that those that are
-        not needed vanish. Only if ``inference="semi-amortized"``.
+        Number of inputs to the dynamics that are inferred from the spikes of each trial, for data
+        that no initial condition explains, such as a perturbation within the trial. The prior of
+        each is an autoregressive process; its variance is learned by maximising the evidence
+        (automatic relevance determination) and shrinks to zero for unneeded inputs. Only if
+        ``inference="semi-amortized"``.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
@@ -222,8 +223,8 @@ class NODESAE(BaseSAE):
         an error at the start; later it is a warning, and the fit goes on. None writes nothing.
 
     checkpoint_every : int, default=10
-        Epochs from one write to the next, if there is a ``checkpoint_path``. What was done since
-        the last is done again.
+        Epochs from one write to the next, if there is a ``checkpoint_path``. Epochs after the last
+        write are repeated.
 
     device : str or torch.device, default="auto"
         Where to compute: ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``,
@@ -259,41 +260,41 @@ class NODESAE(BaseSAE):
         Variance of every neuron around its rate, and around its mean in the null model; only if
         ``likelihood="gaussian"``.
     signal_mean_, signal_scale_ : ndarray of shape (n_neurons,)
-        Mean and standard deviation of every neuron in ``fit``, around and in units of which the
-        network sees it; only if ``likelihood="gaussian"``.
+        Mean and standard deviation of every neuron in ``fit``, by which the network's data are
+        standardised; only if ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
-        Variance of log-rates due to the model's own error, estimated from the training trials (2000
-        of them at most); only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of
-        rates divided by each neuron's standard deviation in ``fit``.
+        Variance of log-rates due to the model's own error, estimated from at most 2000 of the
+        training trials; only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, the
+        variance of rates divided by each neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
         horizon; without the log(counts!) of counts.
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
-        The held-out ``score`` of every model, NaN of one that diverged; only if ``n_init`` is 2 or
+        Held-out ``score`` of every model, NaN for one that diverged; only if ``n_init`` is 2 or
         more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
-        The best of them; only if ``early_stopping``.
+        Highest of ``validation_scores_``; only if ``early_stopping``.
     n_inputs_in_ : int
         Number of known inputs in ``fit``.
     input_matrix_ : ndarray of shape (n_latents, n_inputs_in_)
-        By what the latents jump for each known input; only if ``fit`` had any.
+        Change of the latents per unit of each known input; only if ``fit`` had any.
     inferred_input_matrix_ : ndarray of shape (n_latents, n_inferred_inputs)
-        Unit directions of the inferred inputs among latents; only if there are any.
+        Unit vectors along which the inferred inputs move the latents; only if there are any.
     inferred_input_std_, inferred_input_correlation_ : ndarray of shape (n_inferred_inputs,)
-        Their prior: standard deviation, near 0 for inputs that are not needed, and correlation from
-        bin to bin.
+        Prior standard deviation of each inferred input, near 0 if it is not needed, and its
+        correlation from bin to bin; only if there are any.
     n_features_in_ : int
         Number of neurons.
 
     See Also
     --------
-    RNNSAE : The same with recurrent dynamics, which need many more latents for the same rates.
+    RNNSAE : Recurrent dynamics, which need many more latents for the same rates.
 
     Notes
     -----
@@ -484,10 +485,11 @@ class RNNSAE(BaseSAE):
         of log-rates. Dispersions and variances are learned from the residuals of every epoch.
 
     n_inferred_inputs : int, default=0
-        Inputs to the dynamics that are inferred from the spikes of each trial, with a learned prior
-        (an autoregressive process of each): for data that no initial condition explains, as a
-        perturbation that comes within the trial. What they cost is counted, so that those that are
-        not needed vanish. Only if ``inference="semi-amortized"``.
+        Number of inputs to the dynamics that are inferred from the spikes of each trial, for data
+        that no initial condition explains, such as a perturbation within the trial. The prior of
+        each is an autoregressive process; its variance is learned by maximising the evidence
+        (automatic relevance determination) and shrinks to zero for unneeded inputs. Only if
+        ``inference="semi-amortized"``.
 
     encoder_size : int, default=64
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
@@ -588,8 +590,8 @@ class RNNSAE(BaseSAE):
         an error at the start; later it is a warning, and the fit goes on. None writes nothing.
 
     checkpoint_every : int, default=10
-        Epochs from one write to the next, if there is a ``checkpoint_path``. What was done since
-        the last is done again.
+        Epochs from one write to the next, if there is a ``checkpoint_path``. Epochs after the last
+        write are repeated.
 
     device : str or torch.device, default="auto"
         Where to compute: ``"auto"`` (a CUDA GPU if there is one, else the CPU), ``"cpu"``,
@@ -625,42 +627,41 @@ class RNNSAE(BaseSAE):
         Variance of every neuron around its rate, and around its mean in the null model; only if
         ``likelihood="gaussian"``.
     signal_mean_, signal_scale_ : ndarray of shape (n_neurons,)
-        Mean and standard deviation of every neuron in ``fit``, around and in units of which the
-        network sees it; only if ``likelihood="gaussian"``.
+        Mean and standard deviation of every neuron in ``fit``, by which the network's data are
+        standardised; only if ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
     model_variance_ : float
-        Variance of log-rates due to the model's own error, estimated from the training trials (2000
-        of them at most); only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, of
-        rates divided by each neuron's standard deviation in ``fit``.
+        Variance of log-rates due to the model's own error, estimated from at most 2000 of the
+        training trials; only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, the
+        variance of rates divided by each neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
         Mean negative log-likelihood per observed entry, per epoch, over the bins within the
         horizon; without the log(counts!) of counts.
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
-        The held-out ``score`` of every model, NaN of one that diverged; only if ``n_init`` is 2 or
+        Held-out ``score`` of every model, NaN for one that diverged; only if ``n_init`` is 2 or
         more.
     validation_scores_ : list of float
         Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
     best_validation_score_ : float
-        The best of them; only if ``early_stopping``.
+        Highest of ``validation_scores_``; only if ``early_stopping``.
     n_inputs_in_ : int
         Number of known inputs in ``fit``.
     input_matrix_ : ndarray of shape (n_latents, n_inputs_in_)
-        By what the latents jump for each known input; only if ``fit`` had any.
+        Change of the latents per unit of each known input; only if ``fit`` had any.
     inferred_input_matrix_ : ndarray of shape (n_latents, n_inferred_inputs)
-        Unit directions of the inferred inputs among latents; only if there are any.
+        Unit vectors along which the inferred inputs move the latents; only if there are any.
     inferred_input_std_, inferred_input_correlation_ : ndarray of shape (n_inferred_inputs,)
-        Their prior: standard deviation, near 0 for inputs that are not needed, and correlation from
-        bin to bin.
+        Prior standard deviation of each inferred input, near 0 if it is not needed, and its
+        correlation from bin to bin; only if there are any.
     n_features_in_ : int
         Number of neurons.
 
     See Also
     --------
-    NODESAE : The same with a neural ODE, which gets rates and latents right at the true latent
-    dimension.
+    NODESAE : Neural-ODE dynamics, which get rates and latents right at the true latent dimension.
 
     Notes
     -----
