@@ -1,1 +1,1 @@
-"""Trials as given, and batches of them as the model wants them."""
+"""Trials as users give them, and batches of trials as the model takes them."""

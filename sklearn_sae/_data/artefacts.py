@@ -1,4 +1,4 @@
-"""Counts or signals so large that they drown all others in a likelihood."""
+"""A warning of artefacts: a few counts or signals so large that they dominate the likelihood."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .trials import Trials
 
 __all__ = ["warn_of_artefacts"]
 
-#: Fewer spikes in a bin are a burst.
+#: Fewer spikes in a bin are taken for a burst, not an artefact.
 SMALLEST = 20
-#: An artefact has at least so many times the neuron's mean count, and a tenth of a spike.
+#: An artefact has at least this many times the neuron's mean count plus a tenth of a spike.
 MANY = 50
-#: Or, of signals, is so many standard deviations away from the mean.
+#: An artefact of a signal is at least this many standard deviations from the neuron's mean.
 FAR = 20
-#: Artefacts are few, and carry much. Counts that scatter, however much, are not both at once.
+#: Artefacts are few and carry much of the deviance; overdispersed counts are not both at once.
 MOST_ENTRIES = 1e-3
 SMALLEST_SHARE = 0.2
 #: Trials looked at together.
@@ -25,11 +25,11 @@ N_TRIALS = 256
 
 
 def warn_of_artefacts(trials: Trials, rates: np.ndarray, of_counts: bool, stacklevel: int) -> None:
-    """Warn if a few entries carry most of what a model of the data can explain.
+    """Warn if a few entries carry much of the deviance of the data from constant ``rates``.
 
-    That is their deviance from constant ``rates`` ``(n_neurons,)``, y log(y / m) - y + m at a count
-    of y and a mean of m. Neurons without a spike in ``fit``, of rate zero, are not looked at. Of
-    signals it is half the square in standard deviations, if these are known.
+    The deviance of a count y from a rate m is y log(y / m) - y + m; ``rates`` are ``(n_neurons,)``,
+    and neurons of rate zero, which never fired in ``fit``, are ignored. The deviance of a signal is
+    half its squared distance from the mean in standard deviations, if these are known.
     """
     of_signals = trials.units.centre is not None
     if not (of_counts or of_signals):
@@ -74,6 +74,9 @@ def warn_of_artefacts(trials: Trials, rates: np.ndarray, of_counts: bool, stackl
 
 
 def _sizes(trials: Trials, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Counts, or how many standard deviations signals are from the mean; and their mask."""
+    """Read trials ``rows``: counts, or distances of signals from the mean in std; and their mask.
+
+    Both are ``(n_rows, n_bins, n_neurons)``; the mask is None if everything was observed.
+    """
     values, observed = trials.read(rows)
     return (values if trials.units.centre is None else np.abs(values)), observed

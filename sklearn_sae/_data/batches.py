@@ -13,13 +13,20 @@ __all__ = ["Batch"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some trials on a device: ``counts`` and ``mask`` are ``(n_bins, n_neurons, n_trials)``.
+    """Some trials on a device.
 
-    ``mask`` is None where every entry was observed; ``counts`` is zero where it was not. (With a
-    Gaussian likelihood, counts are values of any sign.)
-    ``lengths`` holds the number of bins up to each trial's last observed one, ``rows`` where the
-    trials stand in the recording. ``inputs``, if any are known, are ``(n_bins, n_inputs,
-    n_trials)``, and may go on after the last bin of the counts.
+    Attributes
+    ----------
+    counts : Tensor of shape (n_bins, n_neurons, n_trials)
+        Spike counts, or values of any sign with a Gaussian likelihood; zero where not observed.
+    mask : boolean Tensor of the shape of counts, or None
+        True where observed; None if every entry was observed.
+    lengths : int array of shape (n_trials,)
+        Number of bins up to each trial's last observed one.
+    rows : int array of shape (n_trials,)
+        Indices of the trials in the recording.
+    inputs : Tensor of shape (n_bins_of_inputs, n_inputs, n_trials) or None
+        Known inputs, which may go on after the last bin of the counts.
     """
 
     counts: Tensor
@@ -32,12 +39,12 @@ class Batch:
         return len(self.rows)
 
     def hide(self, hidden: Tensor) -> Batch:
-        """The same batch without the entries in ``hidden`` (boolean, shaped like counts)."""
+        """Mark entries as not observed; ``hidden`` is boolean, of the shape of ``counts``."""
         mask = ~hidden if self.mask is None else self.mask & ~hidden
         return replace(self, counts=self.counts * mask, mask=mask)
 
     def only(self, trials: Tensor) -> Batch:
-        """Some of the trials, by their positions in the batch."""
+        """Select trials by their positions ``(n_selected,)`` in the batch."""
         positions = trials.cpu().numpy()
         return Batch(
             self.counts[..., trials],
@@ -48,7 +55,7 @@ class Batch:
         )
 
     def longer(self, n_bins: int) -> Batch:
-        """The same batch, up to ``n_bins`` at least, with bins in which nothing is observed."""
+        """Append bins in which nothing is observed, up to ``n_bins`` bins in all."""
         n_more = n_bins - len(self.counts)
         if n_more <= 0:
             return self
@@ -57,12 +64,12 @@ class Batch:
         return replace(self, counts=torch.cat([self.counts, unseen]), mask=mask)
 
     def n_observed(self) -> Tensor | int:
-        """Entries that were observed, at least 1; of each model, if there are several."""
+        """Count the observed entries, 1 at least; ``(n_models,)`` if there are several models."""
         if self.mask is None:
             n_bins, *_, n_neurons, n_trials = self.counts.shape
             return n_bins * n_neurons * n_trials
         return self.mask.sum((0, -2, -1)).clamp(min=1)
 
     def observed(self) -> Tensor:
-        """The mask, also where everything was observed."""
+        """Return the mask, of the shape of ``counts``, also if every entry was observed."""
         return torch.ones_like(self.counts, dtype=torch.bool) if self.mask is None else self.mask

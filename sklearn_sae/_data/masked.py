@@ -1,4 +1,4 @@
-"""One rule for masked arrays: they are refused, as most of NumPy drops the mask in silence."""
+"""Masked arrays are refused, because most of NumPy silently drops the mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def refuse_masked(name: str, values: Any) -> None:
 
 
 def as_array(name: str, values: Any, dtype: DTypeLike | None = None) -> NDArray[Any]:
-    """``values`` as an array; a masked one is refused."""
+    """Convert ``values`` to an array; a masked array is refused."""
     refuse_masked(name, values)
     return np.asarray(values, dtype=dtype)
 

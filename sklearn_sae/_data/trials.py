@@ -22,9 +22,9 @@ __all__ = ["Trials"]
 
 #: Entries read together, so that a memory map is never loaded whole.
 CHUNK = 8_000_000
-#: A signal whose standard deviation is below so many steps of its dtype has lost its digits.
+#: A signal whose standard deviation is below this many steps of its dtype has lost its digits.
 COARSEST = 100
-#: Standard deviations of which float64 holds the square, with room for sums of it.
+#: Range of standard deviations whose squares, and sums of them, float64 can hold.
 SMALLEST_SCALE, LARGEST_SCALE = 1e-150, 1e150
 
 
@@ -32,8 +32,8 @@ class Trials:
     """A checked recording.
 
     ``data`` is an array ``(n_trials, n_bins, n_neurons)`` or a list of ``(n_bins_i, n_neurons)``;
-    known ``inputs`` are an array ``(n_trials, n_bins, n_inputs)``, n_bins being at least that of
-    the longest trial.
+    known ``inputs`` are an array ``(n_trials, n_bins_of_inputs, n_inputs)`` with at least as many
+    bins as the longest trial.
     """
 
     def __init__(
@@ -47,8 +47,8 @@ class Trials:
         self.is_list = not isinstance(data, np.ndarray)
         self.has_missing = has_missing
         self.n_neurons: int = data[0].shape[-1]
-        #: Of Gaussian signals, ``(centre, scale)`` of the neurons in float64: what is read is in
-        #: these units, so that no digit is lost when it becomes float32; so are subsets.
+        #: Centre and scale of Gaussian signals. ``read`` gives values in these units, also of
+        #: subsets, so that conversion to float32 loses no digits.
         self.units = Units()
         # An array's trials are all equally long.
         self.n_bins: int = max(map(len, data))
@@ -58,15 +58,15 @@ class Trials:
         return len(self.data)
 
     def subset(self, rows: np.ndarray) -> Trials:
-        """Some of the trials; no copy of a memory map is made until a batch is read."""
+        """Select trials by index; a memory map is not copied until a batch is read."""
         return _Subset(self, rows)
 
     def read(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Counts ``(n_rows, n_bins, n_neurons)`` and their mask, None if all were observed.
+        """Read counts ``(n_rows, n_bins, n_neurons)`` and their mask, None if all were observed.
 
-        Counts are zero where they were not. Those of Gaussian signals are in ``units``.
+        Counts are zero where not observed. Gaussian signals are in ``units``.
         """
         counts, observed = self.stored(rows, n_bins)
         if self.units.centre is not None:
@@ -78,7 +78,7 @@ class Trials:
     def stored(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """The same in the units of the data."""
+        """Read counts and mask as ``read`` does, but in the units of the data."""
         if not self.is_list:
             counts = self.data[rows, :n_bins]
             if not self.has_missing:
@@ -93,7 +93,7 @@ class Trials:
         return np.where(missing, 0, counts), ~missing
 
     def batch(self, rows: np.ndarray, device: torch.device, n_bins: int | None = None) -> Batch:
-        """The given trials as tensors, with trials on the last axis, up to ``n_bins`` bins."""
+        """Make a batch of the given trials, cut to their first ``n_bins`` bins."""
         counts, observed = self.read(rows, n_bins)
         lengths = np.full(len(rows), counts.shape[1])
         mask = None
@@ -107,12 +107,15 @@ class Trials:
         return Batch(_trials_last(counts, device, np.float32), mask, lengths, rows, inputs)
 
     def chunks(self, size: int, device: torch.device, n_bins: int | None = None) -> Iterator[Batch]:
-        """All trials in order, in batches of ``size``."""
+        """Yield all trials in order, in batches of ``size``."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))), device, n_bins)
 
     def mean_counts(self, unobserved: np.ndarray | float = 0.0) -> np.ndarray:
-        """Mean count per bin of every neuron over its observed entries, if it has any."""
+        """Mean count per bin ``(n_neurons,)`` over each neuron's observed entries.
+
+        A neuron that was never observed has ``unobserved``.
+        """
         total = np.zeros(self.n_neurons)
         n_observed = np.zeros(self.n_neurons)
         for start in range(0, len(self), 256):
@@ -125,10 +128,10 @@ class Trials:
         return np.where(n_observed > 0, total / np.maximum(n_observed, 1), unobserved)
 
     def find_units(self) -> Units:
-        """Mean and standard deviation of each neuron; 1 for one that is constant.
+        """Find the mean and standard deviation of each neuron; a constant one has a scale of 1.
 
-        Raises ValueError if a neuron varies by less than its dtype can tell, or its variance is
-        none of float64's.
+        Raises ValueError if a neuron varies by less than its dtype can resolve, or if float64
+        cannot hold its variance.
         """
         with np.errstate(over="ignore", invalid="ignore"):
             centre, scale, varies, eps = self._moments()
@@ -151,7 +154,7 @@ class Trials:
         return Units(centre, np.where(varies, scale, 1.0))
 
     def _moments(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Mean and standard deviation of each neuron, whether it varies, and the coarsest eps."""
+        """Mean, standard deviation and "varies" ``(n_neurons,)``, and the coarsest dtype's eps."""
         centre = self.mean_counts()
         squares, n_observed = np.zeros(self.n_neurons), np.zeros(self.n_neurons)
         low, high = np.full(self.n_neurons, np.inf), np.full(self.n_neurons, -np.inf)
@@ -169,7 +172,7 @@ class Trials:
         return centre, np.sqrt(squares / np.maximum(n_observed, 1)), high > low, eps
 
     def checksum(self) -> str:
-        """Of counts and mask, whatever their dtype and container."""
+        """Hash counts and mask, independently of their dtype and container."""
         digest = hashlib.sha256()
         size = max(1, CHUNK // (self.n_bins * self.n_neurons))
         for start in range(0, len(self), size):

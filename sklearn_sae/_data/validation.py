@@ -1,4 +1,4 @@
-"""The door: what users hand in becomes checked ``Trials``, or an error that says what to do."""
+"""Validation: what users pass becomes checked ``Trials``, or an error that says what to do."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 CHUNK = 8_000_000
 #: Up to here a float32 holds every whole number.
 LARGEST_COUNT = 2**24
-#: Beyond, a float32 log-likelihood has too few digits left to tell good rates from better ones.
+#: Beyond this count a float32 log-likelihood has too few digits to tell good rates from better.
 PRECISE_COUNT = 1e5
 LARGEST_INPUT = 1e6
 
@@ -45,10 +45,11 @@ def check_trials(
     of_counts: bool = True,
     n_ahead: int = 0,
 ) -> Trials:
-    """Check spikes and known inputs, and wrap them; ``reset`` learns how many there are of each.
+    """Check spikes and known inputs, and wrap them as ``Trials``.
 
-    Unless they are ``of_counts``, values may be below zero. Inputs go on for ``n_ahead`` bins after
-    the last of each trial.
+    With ``reset`` the estimator stores the numbers of neurons and inputs, else they must match.
+    Values may be negative unless ``of_counts``. Inputs go on for ``n_ahead`` bins after the last of
+    each trial.
     """
     X = _as_numpy(X, "X")
     name = type(estimator).__name__
@@ -80,7 +81,7 @@ def check_trials(
 
 
 def _as_numpy(X: Any, what: str) -> Any:
-    """Tensors as arrays, everything else as it is; refuse what ``check_array`` would misread."""
+    """Convert tensors to arrays; refuse 1D object arrays, which ``check_array`` would misread."""
     if hasattr(X, "detach"):
         return X.detach().cpu().numpy()
     if isinstance(X, np.ndarray) and X.dtype == object and X.ndim == 1:
@@ -92,7 +93,7 @@ def _as_numpy(X: Any, what: str) -> Any:
 
 
 def _as_numbers(X: Any, what: str, estimator: str | None = None) -> np.ndarray:
-    """Any array of numbers, or an error that says which argument is none, and why."""
+    """Convert to an array of numbers, or raise an error that names the argument and the reason."""
     refuse_masked(what, X)
     try:
         array = check_array(
@@ -109,7 +110,7 @@ def _as_numbers(X: Any, what: str, estimator: str | None = None) -> np.ndarray:
         if array.ndim and array.dtype.kind not in "buif":
             raise TypeError(f"its dtype is {array.dtype}")
     except (TypeError, ValueError) as error:
-        # Of an array, the message may hold every number.
+        # The message may hold every number of an array.
         message = f"{what} cannot be read as an array of numbers: {str(error):.300}"
         raise (TypeError if isinstance(error, TypeError) else ValueError)(message) from error
     return array
@@ -157,7 +158,7 @@ def _check_list(X: Any, name: str) -> list[np.ndarray]:
 
 
 def _check_inputs(inputs: Any, data: np.ndarray | list[np.ndarray], n_ahead: int) -> np.ndarray:
-    """Known inputs as one float32 array; zeros follow those of shorter trials."""
+    """Known inputs as one float32 array ``(n_trials, n_bins + n_ahead, n_inputs)``, zero-padded."""
     inputs = _as_numpy(inputs, "inputs")
     if not isinstance(inputs, list | tuple):
         inputs = _as_numbers(inputs, "inputs")
@@ -238,7 +239,7 @@ def _check_shape(bins_and_neurons: tuple[int, ...], what: str, shape: tuple[int,
 def _check_entries(
     data: np.ndarray | list[np.ndarray], name: str, fitting: bool, of_counts: bool
 ) -> bool:
-    """Refuse impossible values, and whatever holds nothing but NaN; true if there is any NaN."""
+    """Refuse impossible values, and trials or neurons of NaN only; true if there is any NaN."""
     trials_seen: list[bool] = []
     neurons_seen = np.zeros(data[0].shape[-1], dtype=bool)
     missing = False
@@ -308,7 +309,7 @@ def _chunks(data: np.ndarray | list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def check_latents(z: Any, n_latents: int, name: str) -> np.ndarray:
-    """States as float32 ``(..., n_latents)``."""
+    """Convert states to a float32 array ``(..., n_latents)``, or raise an error."""
     if hasattr(z, "detach"):
         z = z.detach().cpu().numpy()
     array = check_array(
@@ -327,14 +328,14 @@ def check_latents(z: Any, n_latents: int, name: str) -> np.ndarray:
 
 
 def check_count(value: Any, name: str) -> int:
-    """A positive whole number."""
+    """Return ``value`` as an int, or raise ValueError if it is not a positive whole number."""
     if not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be an int >= 1; got {value!r}.")
     return int(value)
 
 
 def check_device(device: str | torch.device) -> torch.device:
-    """``"auto"`` is the GPU where there is one; anything else must exist."""
+    """Find a device: ``"auto"`` is the GPU if there is one; any other must exist."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -357,9 +358,9 @@ def check_device(device: str | torch.device) -> torch.device:
 
 
 def check_seeds(random_state: Any, n_seeds: int) -> list[int]:
-    """Several seeds, the first of which is ``check_seed(random_state)``.
+    """Draw several seeds, the first of which is ``check_seed(random_state)``.
 
-    Those of an int are the ones that it and the following ints give.
+    With an int, they are the seeds of that int and of the ints that follow it.
     """
     if isinstance(random_state, Integral):
         return [check_seed((int(random_state) + i) % 2**32) for i in range(n_seeds)]
@@ -367,7 +368,7 @@ def check_seeds(random_state: Any, n_seeds: int) -> list[int]:
 
 
 def check_seed(random_state: Any) -> int:
-    """A seed from an int, a RandomState or None."""
+    """Draw a seed from an int, a RandomState or None."""
     if random_state is None:
         # Fresh entropy, where scikit-learn would draw from NumPy's global generator.
         return int(np.random.SeedSequence().generate_state(1)[0])
@@ -375,5 +376,5 @@ def check_seed(random_state: Any) -> int:
 
 
 def if_known(inputs: Any) -> dict[str, Any]:
-    """Known inputs as an argument of ``transform`` and others, which a pipeline may not take."""
+    """Pass known inputs as a keyword only if there are any: a pipeline may not take it."""
     return {} if inputs is None else {"inputs": inputs}
