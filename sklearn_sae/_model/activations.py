@@ -16,9 +16,9 @@ __all__ = ["ACTIVATIONS", "Activation", "Relu", "Sigmoid", "Softplus", "Tanh"]
 
 @dataclass(frozen=True)
 class Activation(ABC):
-    """A function that is applied to each hidden unit; it has no state, and equals its like.
+    """A stateless function that is applied to each hidden unit.
 
-    Its derivative is found from its output, so that no input need be kept.
+    Its derivative is computed from its output, so that no input has to be kept.
     """
 
     name: ClassVar[str]
@@ -26,31 +26,31 @@ class Activation(ABC):
     @property
     @abstractmethod
     def before_one(self) -> float:
-        """An input whose output is 1: that of the unit that carries the next layer's bias."""
+        """Input whose output is 1, for the hidden unit that carries the next layer's bias."""
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply it to ``x``, which may be written over: new memory costs as much as it does."""
+        """Apply the activation to ``x``, which may be overwritten to save memory and time."""
 
     @abstractmethod
     def slope(self, h: Tensor) -> Tensor:
-        """Derivative where the output is ``h``."""
+        """Derivative at the input whose output is ``h``, of the shape of ``h``."""
 
     def in_place(self, x: Tensor) -> Callable[[], object]:
-        """An operation that applies it to ``x``, in place."""
+        """Make an operation that applies the activation to ``x`` in place."""
         return lambda: x.copy_(self(x))
 
     def backward_in_place(self, gradient: Tensor, output: Tensor) -> Callable[[], object]:
-        """An operation that multiplies ``gradient`` by the derivative where it gave ``output``."""
+        """Make an operation that multiplies ``gradient`` by ``slope(output)`` in place."""
         return lambda: gradient.mul_(self.slope(output))
 
     def fold(self, weights: list[Tensor]) -> tuple[Activation, list[Tensor]]:
-        """An activation and layers ``(..., n_out, n_in + 1)`` that are faster and give the same."""
+        """Find a faster activation and layers ``(..., n_out, n_in + 1)`` of the same function."""
         return self, weights
 
 
 class Sigmoid(Activation):
-    """The logistic function, which ``Tanh`` is computed with."""
+    """Logistic function, by which rollouts compute ``Tanh``."""
 
     name = "sigmoid"
     before_one = 40.0
@@ -83,7 +83,7 @@ class Tanh(Activation):
         return h.square().neg_().add_(1)
 
     def fold(self, weights: list[Tensor]) -> tuple[Activation, list[Tensor]]:
-        """``tanh(a) = 2 sigmoid(2a) - 1``: the vectorised sigmoid takes a sixth of the time."""
+        """Use ``tanh(a) = 2 sigmoid(2a) - 1``: vectorised, sigmoid takes a sixth of the time."""
         first, *later = weights
         folded = [first]
         for weight in later:
@@ -112,7 +112,7 @@ class Relu(Activation):
 
 
 class Softplus(Activation):
-    """log(1 + exp(x))."""
+    """Softplus, log(1 + exp(x))."""
 
     name = "softplus"
     before_one = math.log(math.e - 1)

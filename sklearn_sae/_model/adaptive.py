@@ -1,9 +1,9 @@
-"""Embedded Runge-Kutta pairs that make one-bin maps: every trial's step sizes are its own.
+"""Embedded Runge-Kutta pairs as one-bin maps, with step sizes of each trial's own.
 
-A solver that controls the error of a batch as a whole, or runs on over the end of a bin, takes a
-state to where its neighbours and its past let it. Here every bin begins anew with one step over all
-of it, which is halved, trial by trial, until that trial's error is tolerated, and doubled where it
-is far below. Step sizes are powers of two, so that close states take the same ones, and the
+If a solver controlled the error of a batch as a whole, or stepped over the end of a bin, the next
+state would depend on other trials and on the past. Here every bin starts with one step over the
+whole bin, which is halved, trial by trial, until that trial's error is tolerated, and doubled where
+the error is far below. Step sizes are powers of two: close states take the same steps, and the
 derivative of the map is that of its steps.
 """
 
@@ -19,15 +19,15 @@ from .runge_kutta import Field, Tableau, add_changes, explicit_step, stage_chang
 
 __all__ = ["EMBEDDED", "Embedded", "replay", "take_bin"]
 
-#: In bins. It is taken whatever its error: dynamics that need shorter ones are stiff beyond use.
+#: Shortest step in bins, taken whatever its error: dynamics that need shorter ones are too stiff.
 SHORTEST = 2.0**-10
 
 
 class Embedded(NamedTuple):
-    """A tableau, and how its stages are weighed for an estimate of a step's error.
+    """A tableau, and the weights of its stages in the estimate of a step's error.
 
-    With one weight more than stages, the last is that of the velocity at the end of the step. The
-    estimate falls with the step's size to the power of ``order``.
+    If ``error`` has one weight more than there are stages, the last belongs to the velocity at the
+    end of the step. The estimate scales as the step's size to the power of ``order``.
     """
 
     tableau: Tableau
@@ -81,7 +81,7 @@ BOSH3_LOWER = (7 / 24, 1 / 4, 1 / 3, 1 / 8)
 
 
 def _difference(b: Sequence[float], lower: Sequence[float]) -> tuple[float, ...]:
-    """Weights of the error: of the step's formula less those of the one of lower order."""
+    """Weights of the error estimate: the step's own minus those of the lower-order formula."""
     padded = (*b, *(0.0,) * (len(lower) - len(b)))
     return tuple(one - other for one, other in zip(padded, lower, strict=True))
 
@@ -125,9 +125,9 @@ def take_bin(
 ) -> tuple[Tensor, list[Tensor]]:
     """Advance states ``(n_latents, n_trials)`` by one unit of time.
 
-    Returns them, and the size ``(n_trials,)`` of each step that was taken: 0 for trials that took
-    none then, as they had arrived or their error was too large. An error is tolerated if its root
-    mean square over the latents, each divided by ``atol + rtol * |latent|``, is 1 at most.
+    Returns the new states and a list of step sizes ``(n_trials,)``, which are 0 for trials that
+    took no step then: they had arrived, or their error was too large. An error is tolerated if its
+    root mean square over the latents, each divided by ``atol + rtol * |latent|``, is at most 1.
     """
     # A state is not known to more digits than it has.
     rtol = max(rtol, torch.finfo(z.dtype).eps)
@@ -157,7 +157,7 @@ def take_bin(
 
 
 def replay(field: Field, z: Tensor, method: Embedded, sizes: list[Tensor]) -> Tensor:
-    """Take steps of known sizes: those of ``take_bin``."""
+    """Advance states ``(n_latents, n_trials)`` by steps of the sizes that ``take_bin`` found."""
     for size in sizes:
         z = explicit_step(field, z, method.tableau, size)
     return z

@@ -15,10 +15,10 @@ __all__ = ["SequentialAutoencoder"]
 
 
 class SequentialAutoencoder(nn.Module):
-    """Holds the parts of the model; trials are the last axis of every tensor.
+    """A sequential autoencoder of given parts; trials are the last axis of every tensor.
 
-    The latent variables of a trial ``(n_variables, n_trials)`` are its initial condition and, if
-    inputs are inferred, below it those of all bins but the last, one bin after the other.
+    The latent variables ``(n_variables, n_trials)`` of trials hold their initial conditions and, if
+    inputs are inferred, below them the inputs of all bins but the last, bin after bin.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class SequentialAutoencoder(nn.Module):
 
     @property
     def n_inferred(self) -> int:
-        """How many inputs are inferred."""
+        """Number of inferred inputs."""
         return 0 if self.inputs is None else self.inputs.n_inferred
 
     @property
     def inferring(self) -> bool:
-        """Whether any are."""
+        """Whether any inputs are inferred."""
         return self.n_inferred > 0
 
     def generative_parameters(self) -> list[nn.Parameter]:
-        """Weights of dynamics, readout and inputs: what makes spikes from their variables."""
+        """Weights of the generative model: dynamics, readout and inputs."""
         of_inputs = [] if self.inputs is None else [*self.inputs.parameters()]
         return [*self.dynamics.parameters(), *self.readout.parameters(), *of_inputs]
 
     def rollout(self, variables: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
-        """Latents ``(n_bins, n_latents, n_trials)``.
+        """Latents ``(n_bins, n_latents, n_trials)`` of latent ``variables``.
 
         ``known`` inputs are ``(n_bins, n_known, n_trials)``.
         """
@@ -61,7 +61,7 @@ class SequentialAutoencoder(nn.Module):
     def rollout_arguments(
         self, variables: Tensor, n_bins: int, known: Tensor | None
     ) -> tuple[Tensor, int, Tensor | None]:
-        """What the dynamics are rolled out from: initial conditions, bins, and jumps if any."""
+        """Arguments of ``Dynamics.rollout``: initial conditions, number of bins, jumps if any."""
         z0 = variables[: self.readout.n_latents]
         if self.inputs is None:
             return z0, n_bins, None
@@ -69,14 +69,11 @@ class SequentialAutoencoder(nn.Module):
         return z0, n_bins, self.inputs.jumps(known, self.inferred_inputs(variables, n_bins))
 
     def output(self, variables: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
-        """The readout's output ``(n_bins, n_neurons, n_trials)``.
-
-        Log-rates, unless the likelihood says otherwise.
-        """
+        """Output ``(n_bins, n_neurons, n_trials)`` of the readout: log-rates, or rates."""
         return self.readout(self.rollout(variables, n_bins, known))
 
     def rates(self, variables: Tensor, n_bins: int, known: Tensor | None = None) -> Tensor:
-        """Rates ``(n_bins, n_neurons, n_trials)``."""
+        """Rates ``(n_bins, n_neurons, n_trials)`` of latent ``variables``."""
         return self.likelihood.rates(self.output(variables, n_bins, known))
 
     def inferred_inputs(self, variables: Tensor, n_bins: int) -> Tensor | None:
@@ -89,7 +86,8 @@ class SequentialAutoencoder(nn.Module):
     def inputs_of_all_bins(self, variables: Tensor, n_bins: int) -> Tensor:
         """Inferred inputs ``(n_bins, n_inferred, n_trials)``.
 
-        That of the last bin, of which nothing is known, is the prior's mean given the one before.
+        Spikes do not determine the input of the last bin, which is the prior mean given the one
+        before.
         """
         inferred = self.inferred_inputs(variables, n_bins)
         assert inferred is not None
@@ -97,7 +95,7 @@ class SequentialAutoencoder(nn.Module):
         return self.inputs.continued(inferred, 1)
 
     def with_inputs(self, variables: Tensor, n_bins: int) -> Tensor:
-        """Latent variables with inferred inputs of zero, if there are to be some and none are."""
+        """Append inferred inputs of zero to ``variables``, if the model has any and they do not."""
         if not self.inferring or len(variables) > self.readout.n_latents:
             return variables
         zeros = variables.new_zeros((n_bins - 1) * self.n_inferred, variables.shape[1])

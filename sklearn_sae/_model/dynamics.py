@@ -1,4 +1,4 @@
-"""The dynamical systems a trial's latents may follow: flows (neural ODEs) and maps (RNN cells).
+"""Dynamical systems that latents may follow: flows (neural ODEs) and maps (RNN cells).
 
 States have trials on the last axis; time is in bins.
 """
@@ -18,36 +18,42 @@ from .state_maps import StateMap
 
 __all__ = ["Dynamics", "Flow", "Map"]
 
-#: Hidden units times latents times states of which Jacobians are found together.
+#: Hidden units times latents times states whose Jacobians are found together.
 MOST_SLOPES = 1_000_000
 
 
 class Dynamics(nn.Module, ABC):
-    """What the trainer and the inference need of a dynamical system."""
+    """Interface of dynamical systems, as training and inference use them.
+
+    States are ``(n_latents, n_trials)``.
+    """
 
     #: Size of the latents at which training should start.
     latent_scale = 1.0
 
     @abstractmethod
     def step(self, z: Tensor) -> Tensor:
-        """States one bin after ``z`` ``(n_latents, n_trials)``."""
+        """Advance states ``z`` ``(n_latents, n_trials)`` by one bin."""
 
     @abstractmethod
     def step_jacobian(self, z: Tensor) -> Tensor:
         """Jacobians ``(n_latents out, n_latents in, n_trials)`` of ``step`` at columns of ``z``."""
 
     def parts(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """What a step is made of, in order: the states after each part, and its Jacobians."""
+        """Yield the parts of a step in order: states after each part, and the part's Jacobians.
+
+        They are ``(n_latents, n_trials)`` and ``(n_latents out, n_latents in, n_trials)``.
+        """
         yield self.step(z), self.step_jacobian(z)
 
     def fused_steps(self) -> FusedSteps | None:
-        """What rollouts consist of, if they can be one operation: it is much faster then."""
+        """Steps of a rollout as one fused operation, which is much faster; None if impossible."""
         return None
 
     def rollout(self, z0: Tensor, n_bins: int, jumps: Tensor | None = None) -> Tensor:
         """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``.
 
-        Between one bin and the next they jump by ``jumps`` ``(n_bins - 1, n_latents, n_trials)``.
+        Between bins the latents jump by ``jumps`` ``(n_bins - 1, n_latents, n_trials)``.
         """
         steps = self.fused_steps()
         if steps is not None:
@@ -60,22 +66,22 @@ class Dynamics(nn.Module, ABC):
 
 
 class Flow(Dynamics):
-    """dz/dt = field(z) / time_scale, carried from bin to bin by a solver."""
+    """Flow of dz/dt = field(z) / time_scale, integrated from bin to bin by a solver."""
 
     def __init__(self, field: StateMap, solver: Solver, time_scale: float) -> None:
         super().__init__()
-        # By this name weights are found in files.
+        # Files name the weights by this attribute.
         self.mlp = field
         self.solver = solver
         self.time_scale = time_scale
 
     @property
     def field(self) -> StateMap:
-        """The vector field, but for the time scale."""
+        """The vector field, not yet divided by the time scale."""
         return self.mlp
 
     def vector_field(self, z: Tensor) -> Tensor:
-        """Rate of change of the latents, per bin."""
+        """Rate of change per bin of states ``(n_latents, n_trials)``, of the same shape."""
         return self.field(z) / self.time_scale
 
     def vector_field_jacobian(self, z: Tensor) -> Tensor:
@@ -102,12 +108,12 @@ class Flow(Dynamics):
         return chain
 
     def parts(self, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The solver's steps in a bin."""
+        """Yield the solver's steps in a bin."""
         return self.solver.parts(self, z)
 
 
 class Map(Dynamics):
-    """z -> cell(z), or z -> z + residual * cell(z)."""
+    """The map z -> cell(z), or z -> z + residual * cell(z)."""
 
     def __init__(self, cell: StateMap, residual: float | None) -> None:
         super().__init__()

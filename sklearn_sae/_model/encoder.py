@@ -1,4 +1,4 @@
-"""Spikes to the initial condition in one pass: a bidirectional GRU."""
+"""Encoder: a bidirectional GRU that maps spikes to the initial condition in one pass."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["Encoder", "hide_at_random"]
 
 
 class Encoder(nn.Module):
-    """Bidirectional GRU over a trial; its last states, linearly, give the initial condition.
+    """Bidirectional GRU over a trial; a linear map of its last states is the initial condition.
 
-    Counts enter standardised by mean and spread of each neuron ``(n_neurons,)``, so an unobserved
-    entry, which is set to zero, stands for the neuron's mean. Bins after a trial's last observed
-    one are not read at all: padding changes nothing.
+    Counts are standardised by the mean and spread of each neuron ``(n_neurons,)``, and unobserved
+    entries set to zero, the neuron's mean. Bins after a trial's last observed one are not read, so
+    that padding changes nothing.
     """
 
     mean: Tensor
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
 
 
 def drop(x: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Dropout driven by an explicit generator, so that no global random state is involved."""
+    """Apply dropout with an explicit generator, so that no global random state is involved."""
     if generator is None or probability == 0:
         return x
     keep = torch.rand(x.shape, generator=generator, device="cpu") >= probability

@@ -1,10 +1,10 @@
 """Rollouts of fixed Runge-Kutta steps as one operation, with a hand-written backward pass.
 
-A rollout is hundreds of small matrix products, so what costs is not arithmetic but everything
-around it. Four things make this path several times faster than automatic differentiation of the
-same loop, and equal to it: one state per column (see ``layers``); biases carried by a row of ones;
-activations folded into the weights where that makes them faster (see ``Activation.fold``); and
-loops that hold nothing but operations, because to look up what these are takes as long as they do.
+A rollout is hundreds of small matrix products, whose time goes into overhead, not arithmetic. Four
+things make this path several times faster than automatic differentiation of the same loop, with
+the same result: one state per column (see ``layers``); biases carried by a row of ones; activations
+folded into the weights where that is faster (see ``Activation.fold``); and loops over prepared
+operations, because looking them up takes as long as running them.
 """
 
 from __future__ import annotations
@@ -36,10 +36,9 @@ class FusedSteps:
 
 
 def rollout(steps: FusedSteps, z0: Tensor, n_bins: int, jumps: Tensor | None = None) -> Tensor:
-    """Latents ``(n_bins, n_latents, n_trials)``, of which the first is ``z0``.
+    """Latents ``(n_bins, n_latents, n_trials)`` from initial conditions ``z0``.
 
-    At the end of each bin the state jumps by that of ``jumps`` ``(n_bins - 1, n_latents,
-    n_trials)``.
+    At the end of each bin the latents jump by ``jumps`` ``(n_bins - 1, n_latents, n_trials)``.
     """
     return _rollout(steps, steps.layers.weights, z0, n_bins, jumps)
 
@@ -50,9 +49,9 @@ def joint_rollout(
     n_bins: int,
     jumps: Sequence[Tensor | None],
 ) -> Tensor:
-    """The rollouts of several models that differ in their weights only, in the time of few.
+    """Roll out several models that differ only in their weights, together.
 
-    Returns ``(n_bins, n_models, n_latents, n_trials)``.
+    Returns latents ``(n_bins, n_models, n_latents, n_trials)``.
     """
     weights = zip(*(steps.layers.weights for steps in several), strict=True)
     stacked = [torch.stack(of_all) for of_all in weights]
@@ -75,21 +74,21 @@ def _rollout(
 
 
 def _with_one(weight: Tensor, activation: Activation) -> Tensor:
-    """The weight of a hidden layer with one more unit, which is always one."""
+    """Append a unit whose output is always 1 to the ``weight`` of a hidden layer."""
     row = torch.zeros_like(weight[..., :1, :])
     row[..., -1] = activation.before_one
     return torch.cat([weight, row], dim=-2)
 
 
 def _with_ones(z: Tensor, n: int, size: int) -> Tensor:
-    """``n`` uninitialised ``(size + 1, n_trials)`` blocks whose last row is one, for the biases."""
+    """Make ``n`` empty ``(size + 1, n_trials)`` blocks whose last row is 1, for the biases."""
     block = z.new_empty(n, *z.shape[:-2], size + 1, z.shape[-1])
     block[..., size, :] = 1
     return block
 
 
 class _Rollout(torch.autograd.Function):
-    """A rollout of one model, or of several, whose axis is then the first of weights and states."""
+    """Rollout of one model, or of several, along the first axis of weights and states."""
 
     @staticmethod
     def forward(
@@ -165,10 +164,10 @@ class _Rollout(torch.autograd.Function):
 
 
 class _LayerOperations:
-    """One evaluation at a time of the hidden layers, and the gradients of all evaluations.
+    """Evaluations of the hidden layers, and the sum of their gradients.
 
-    The backward pass computes hidden units anew: to keep those of a whole rollout would take more
-    memory than the cache has, and waiting for it more time.
+    The backward pass recomputes hidden units: those of a whole rollout would not fit into the
+    cache, and reading them from memory would take longer.
     """
 
     def __init__(self, weights: Sequence[Tensor], activation: Activation, z: Tensor) -> None:
@@ -180,9 +179,9 @@ class _LayerOperations:
         self.d_hidden = [torch.empty_like(h) for h in self.hidden]
         activations = [activation.in_place(h) for h in self.hidden]
         self.steps = [*zip(weights, self.hidden, activations, strict=False)]
-        # Of the first layer's input the last row is not the state's.
+        # The last row of the first layer's input is 1, not part of the state.
         self.weights_t = [weights[0][..., :-1].mT, *(weight.mT for weight in weights[1:])]
-        # Of thin matrices' products, wide ones take a third of the time of tall ones.
+        # Products of thin matrices take a third of the time if the result is wide, not tall.
         self.tall = [weight.shape[-2] > weight.shape[-1] for weight in weights]
         self.d_wide = [
             torch.zeros_like(weight.mT if tall else weight, memory_format=torch.contiguous_format)
@@ -191,7 +190,7 @@ class _LayerOperations:
         self.add_up = [d.addmm_ if single else d.baddbmm_ for d in self.d_wide]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Hidden units that the last layer acts on."""
+        """Units ``([n_models,] n_hidden + 1, n_trials)`` of the last hidden layer."""
         product = self.product
         for weight, h, activate in self.steps:
             product(weight, x, out=h)
@@ -200,7 +199,11 @@ class _LayerOperations:
         return x
 
     def backward_from(self, d_output: Tensor, d_input: Tensor) -> Callable[[Tensor], None]:
-        """What, given an input, turns ``d_output`` into ``d_input`` and adds up the weights'."""
+        """Make the backward pass of one evaluation, as a function of its input.
+
+        It writes the gradient by the input to ``d_input``, given that by the output in
+        ``d_output``, and adds up those of the weights.
+        """
         d_outputs = [*self.d_hidden, d_output]
         later: list[Callable[[], object]] = []
         for layer in reversed(range(1, len(d_outputs))):
@@ -231,7 +234,7 @@ class _LayerOperations:
         return [d.mT if tall else d for d, tall in zip(self.d_wide, self.tall, strict=True)]
 
 
-#: Weights, and the tensors that they weigh.
+#: Terms of a weighted sum: weights and tensors.
 Terms = list[tuple[float, Tensor]]
 
 
@@ -249,9 +252,9 @@ def _combine(z: Tensor, terms: Terms, out: Tensor) -> None:
 
 
 def _sum(terms: Terms) -> tuple[Tensor, list[Callable[[], object]]]:
-    """Where the gradient of a stage is, after the operations that sum it up.
+    """Prepare the sum of ``terms``: the tensor that will hold it, and the operations to run.
 
-    It is made of those of the step and of the stages that build on it.
+    The gradient of a stage is such a sum, over the step and the later stages that use it.
     """
     (weight, first), *others = [term for term in terms if term[0]]
     if weight == 1 and not others:

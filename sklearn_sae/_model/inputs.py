@@ -1,14 +1,14 @@
 """Inputs to the dynamics: known ones, and ones that are inferred from the spikes.
 
-Between one bin and the next an input u moves the latents by W u, on top of where the dynamics take
-them. It is as if the vector field had a pulse at the end of the bin; for linear dynamics and inputs
-that are constant within a bin, no discretisation is lost by that.
+Between one bin and the next an input u adds W u to the latents that the dynamics give, like a pulse
+of the vector field at the end of the bin. For linear dynamics and inputs that are constant within a
+bin, this is no restriction.
 
-Inferred inputs have a prior: each is an autoregressive process of first order, as in LFADS
-[Pandarinath et al., Nature Methods 2018], with a variance and a correlation from bin to bin that
-are learned by maximising the evidence. What they cost is counted in that evidence, so that the
-variance of an input that explains nothing goes to zero. The columns of their W have unit norm,
-otherwise a small variance and a large W would escape the prior.
+The prior of each inferred input is an autoregressive process of first order, as in LFADS
+[Pandarinath et al., Nature Methods 2018], with a learned variance and correlation from bin to bin.
+The prior variance of each input is learned by maximising the evidence (automatic relevance
+determination) and shrinks to zero for unneeded inputs. The columns of their W have unit norm:
+otherwise a large W could make up for a small variance.
 """
 
 from __future__ import annotations
@@ -20,22 +20,31 @@ from torch import Tensor, nn
 
 __all__ = ["InputStatistics", "Inputs"]
 
-#: Standard deviation of inferred inputs at first, in latents of unit size: evidence lets it grow.
+#: Initial standard deviation of inferred inputs, in latents of unit size; the evidence raises it.
 FIRST_STD = 0.01
 SMALLEST_VARIANCE = 1e-8
-#: Variances may change by this factor in one update: the posterior is of the old one.
+#: Largest factor of a variance in one update, because the posterior is that of the old variance.
 LARGEST_FACTOR = 4.0
 LARGEST_CORRELATION = 0.99
-#: While trials are seen in part only, dynamics still learn what inputs could explain as well: the
-#: inputs' variances are then held below what the evidence asks for.
+#: While the horizon grows, dynamics still learn what inputs could explain too: until then the
+#: inputs' variances are held below those that maximise the evidence, by this factor an update.
 SHRINKAGE_WHILE_GROWING = 0.6
 
 
 @dataclass
 class InputStatistics:
-    """Sums over trials and bins, one number for each input, of which its prior is learned.
+    """Sums over trials and bins, from which the prior of each inferred input is learned.
 
-    ``innovations`` are what is new in each bin, in units of the prior's standard deviation.
+    Attributes
+    ----------
+    squared_innovations : Tensor of shape (n_inferred,)
+        Squared posterior means of the innovations, in units of their prior standard deviations.
+    determined : Tensor of shape (n_inferred,)
+        Number of innovations that the spikes determine: 1 - posterior over prior variance, summed.
+    squares, products : Tensor of shape (n_inferred,)
+        Posterior means of an input's square, and of its product with itself in the next bin.
+    n_squares, n_products : int
+        Number of terms of these two sums.
     """
 
     squared_innovations: Tensor
@@ -52,7 +61,7 @@ class InputStatistics:
 
 
 class Inputs(nn.Module):
-    """How inputs move latents, and what is expected of those that are inferred."""
+    """Directions in which inputs move the latents, and the prior of inferred inputs."""
 
     correlation: Tensor
     variance: Tensor
@@ -83,7 +92,7 @@ class Inputs(nn.Module):
         return ((1 - self.correlation**2) * self.variance).sqrt()
 
     def jumps(self, known: Tensor | None, inferred: Tensor | None) -> Tensor | None:
-        """By what latents jump after each bin: ``(n_bins - 1, n_latents, n_trials)``.
+        """Jumps ``(n_bins - 1, n_latents, n_trials)`` of the latents after each bin but the last.
 
         ``known`` inputs are ``(n_bins, n_known, n_trials)``, of which the last moves nothing
         within these bins; ``inferred`` ones are ``(n_bins - 1, n_inferred, n_trials)``.
@@ -95,7 +104,7 @@ class Inputs(nn.Module):
         return moved if jumps is None else jumps + moved
 
     def innovations(self, inferred: Tensor) -> Tensor:
-        """What is new in every bin, with a standard normal prior; shaped like ``inferred``."""
+        """Innovations of ``inferred`` inputs, of the same shape; their prior is standard normal."""
         first = inferred[:1] / self.variance.sqrt()[:, None]
         news = inferred[1:] - self.correlation[:, None] * inferred[:-1]
         return torch.cat([first, news / self.innovation_std[:, None]])
@@ -103,7 +112,7 @@ class Inputs(nn.Module):
     def statistics(
         self, inferred: Tensor, variance: Tensor, with_next: Tensor, lengths: Tensor
     ) -> InputStatistics:
-        """Sums, up to each trial's last observed bin, from which the prior is learned.
+        """Sums up to each trial's last observed bin, from which the prior is learned.
 
         Parameters
         ----------
@@ -140,19 +149,19 @@ class Inputs(nn.Module):
         )
 
     def continued(self, inferred: Tensor, n_more: int) -> Tensor:
-        """With the prior mean, given the last bin, for bins that follow."""
+        """Append ``n_more`` bins with the prior mean of the inputs, given the last bin."""
         bins = torch.arange(1, n_more + 1, device=inferred.device)
         decay = self.correlation[None, :, None] ** bins[:, None, None]
         return torch.cat([inferred, decay * inferred[-1:]])
 
     @torch.no_grad()
     def learn_prior(self, sums: InputStatistics, shrink: bool) -> None:
-        """Climb the evidence, given statistics of all training trials.
+        """Take one step up the evidence, given statistics of all training trials.
 
-        The variance by MacKay's rule [Neural Computation 1992]: squared innovations over the number
-        of them that spikes determine. Unlike expectation maximisation, which has the same fixed
-        points, it is as fast where an input explains little. The correlation is that of
-        neighbouring bins, under the posterior. ``shrink`` variances stay below the best.
+        The variance follows MacKay's rule [Neural Computation 1992]: squared innovations over the
+        number of them that the spikes determine. Expectation maximisation has the same fixed points
+        but is slow where an input explains little. The correlation is that of neighbouring bins
+        under the posterior. ``shrink`` holds variances below those that maximise the evidence.
         """
         if sums.n_products:
             correlation = (sums.products / sums.n_products) / (sums.squares / sums.n_squares)

@@ -27,7 +27,7 @@ class Layers(NamedTuple):
 def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> nn.Parameter:
     """Draw a ``(n_out, n_in + 1)`` weight-and-bias matrix, uniform within +- 1/sqrt(n_in).
 
-    Without a ``generator`` it has a shape only (on torch's meta device) and takes no memory.
+    Without a ``generator`` it is on torch's meta device: a shape that takes no memory.
     """
     if generator is None:
         return nn.Parameter(torch.empty(n_out, n_in + 1, device="meta"))
@@ -36,9 +36,9 @@ def uniform_weight(n_out: int, n_in: int, generator: torch.Generator | None) -> 
 
 
 def affine(weight: Tensor, x: Tensor) -> Tensor:
-    """Apply ``weight``, with the bias in its last column, to ``x``.
+    """Apply ``weight`` ``(n_out, n_in + 1)``, with the bias in its last column, to ``x``.
 
-    That is ``(n_in, n_trials)`` or ``(n_bins, n_in, n_trials)``. Weights of several models,
+    ``x`` is ``(n_in, n_trials)`` or ``(n_bins, n_in, n_trials)``. Weights of several models,
     ``(n_models, n_out, n_in + 1)``, are applied to ``(n_bins, n_models, n_in, n_trials)``.
     """
     if weight.ndim == 3:

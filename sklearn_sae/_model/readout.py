@@ -1,4 +1,4 @@
-"""Latents to the output: log-rates, or what else the likelihood makes rates of."""
+"""Readout of the latents: its output is log-rates or rates, depending on the likelihood."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from .layers import affine
 __all__ = ["LinearReadout", "Readout"]
 
 #: With fewer trials and more pairs of latents, a product for each bin takes up to a hundred times
-#: as long as one of all bins; else no longer, or it does not matter.
+#: as long as one product of all bins; otherwise about as long.
 FEW_TRIALS = 32
 FEW_PAIRS = 64
 
 
 class Readout(nn.Module, ABC):
-    """Output of each neuron as a function of the latents of the same bin."""
+    """Interface of readouts: the output of each neuron, given the latents of the same bin.
+
+    Latents are ``(n_bins, n_latents, n_trials)``.
+    """
 
     def __init__(self, n_neurons: int, n_latents: int) -> None:
         super().__init__()
@@ -26,7 +29,7 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, latents: Tensor) -> Tensor:
-        """Output ``(n_bins, n_neurons, n_trials)`` of latents, or that of one bin.
+        """Output ``(n_bins, n_neurons, n_trials)``, or ``(n_neurons, n_trials)`` of one bin.
 
         Models that are trained together have weights with a leading axis, and latents ``(n_bins,
         n_models, n_latents, n_trials)``; see ``affine``.
@@ -34,27 +37,27 @@ class Readout(nn.Module, ABC):
 
     @abstractmethod
     def jacobian(self, latents: Tensor) -> Tensor:
-        """Derivatives ``(n_bins, n_neurons, n_latents, n_trials)`` at given latents."""
+        """Derivatives ``(n_bins, n_neurons, n_latents, n_trials)`` of the output by the latents."""
 
     @abstractmethod
     def start_at(self, weight: Tensor) -> None:
-        """Become the affine map of this ``weight`` ``(n_neurons, n_latents + 1)``, bias last.
+        """Initialise to the affine map ``weight`` ``(n_neurons, n_latents + 1)``, bias last.
 
-        As nearly as possible, if the readout has another form; it is where a fit starts.
+        A readout that is not affine comes as close to it as it can.
         """
 
     @property
     def n_redundant(self) -> int:
-        """Weights that can be undone by an affine change of the latents."""
+        """Number of weights that an affine change of the latents makes redundant."""
         return self.n_latents * (self.n_latents + 1)
 
     def pullback(
         self, latents: Tensor, score: Tensor, information: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Score and information by the output, ``(n_bins, n_neurons, n_trials)``, by the latents.
+        """Convert score and information by the output to those by the latents.
 
-        Of shapes ``(n_bins, n_trials, n_latents)`` and ``(n_bins, n_trials, n_latents,
-        n_latents)``.
+        Given are ``(n_bins, n_neurons, n_trials)`` each; returned are ``(n_bins, n_trials,
+        n_latents)`` and ``(n_bins, n_trials, n_latents, n_latents)``.
         """
         jacobian = self.jacobian(latents)
         return (
@@ -71,16 +74,16 @@ class Readout(nn.Module, ABC):
         return torch.einsum("ktde,tndk,tnek->tnk", covariance, jacobian, jacobian)
 
     def unit_covariance(self, latents: Tensor) -> Tensor:
-        """Covariance of latents for an output variance of 1, on average over neurons.
+        """Covariance of the latents that gives an output variance of 1, averaged over neurons.
 
-        It can be added to one of shape ``(n_trials, n_bins, n_latents, n_latents)``.
+        It broadcasts to ``(n_trials, n_bins, n_latents, n_latents)``.
         """
         jacobian = self.jacobian(latents).permute(3, 0, 1, 2)
         return _unit_covariance(jacobian)
 
 
 class LinearReadout(Readout):
-    """output = weight @ latents + bias, with the bias in the weight's last column."""
+    """Linear readout, output = weight @ latents + bias; the bias is the weight's last column."""
 
     def __init__(self, n_neurons: int, n_latents: int, device: str = "cpu") -> None:
         super().__init__(n_neurons, n_latents)
@@ -97,7 +100,7 @@ class LinearReadout(Readout):
     def start_at(self, weight: Tensor) -> None:
         self.weight.copy_(weight)
 
-    # What follows is that of any readout, without a Jacobian for each trial and bin.
+    # The methods below compute what those of Readout do, without a Jacobian per trial and bin.
 
     def pullback(
         self, latents: Tensor, score: Tensor, information: Tensor
@@ -124,9 +127,9 @@ def _unit_covariance(kernel: Tensor) -> Tensor:
 
 
 def _contracted(pairs: Tensor, values: Tensor) -> Tensor:
-    """Sum ``values`` ``(n_bins, n_neurons, n_trials)`` over neurons with the weights ``pairs``.
+    """Sum ``values`` ``(n_bins, n_neurons, n_trials)`` over neurons, weighted by ``pairs``.
 
-    These are ``(n_neurons, n_pairs)``, and the result ``(n_bins, n_trials, n_pairs)``.
+    ``pairs`` are ``(n_neurons, n_pairs)``, and the result ``(n_bins, n_trials, n_pairs)``.
     """
     n_bins, n_neurons, n_trials = values.shape
     if n_trials >= FEW_TRIALS or pairs.shape[1] <= FEW_PAIRS:

@@ -23,12 +23,12 @@ __all__ = [
 
 Field = Callable[[Tensor], Tensor]
 
-#: From here on two matrix products take no more time than ``compose``, with 64 far less.
+#: From this number of latents on, two matrix products are as fast as ``compose``; with 64 faster.
 MANY_LATENTS = 32
 
 
 class Tableau(NamedTuple):
-    """Butcher tableau: ``a[s]`` weighs the stages before stage ``s``, ``b`` all of them at last."""
+    """Butcher tableau: ``a[s]`` weights the stages before stage ``s``, ``b`` those of the step."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
@@ -45,15 +45,15 @@ TABLEAUS = {
 
 
 def explicit_step(field: Field, z: Tensor, tableau: Tableau, size: float | Tensor) -> Tensor:
-    """One step of dz/dt = ``field(z)`` from ``z`` ``(n_latents, n_trials)``.
+    """Take one step of dz/dt = ``field(z)`` from ``z`` ``(n_latents, n_trials)``.
 
-    Its size is one for all, or ``(n_trials,)``.
+    ``size`` is one number for all trials, or ``(n_trials,)``.
     """
     return add_changes(z, tableau.b, stage_changes(field, z, tableau, size))
 
 
 def stage_changes(field: Field, z: Tensor, tableau: Tableau, size: float | Tensor) -> list[Tensor]:
-    """Velocities at the stages of a step, times its size."""
+    """Velocities ``(n_latents, n_trials)`` at the stages of a step, times its ``size``."""
     changes: list[Tensor] = []
     for row in tableau.a:
         changes.append(size * field(add_changes(z, row, changes)))
@@ -61,7 +61,7 @@ def stage_changes(field: Field, z: Tensor, tableau: Tableau, size: float | Tenso
 
 
 def add_changes(z: Tensor, weights: Sequence[float], changes: list[Tensor]) -> Tensor:
-    """``z`` and the weighted sum of ``changes``."""
+    """Add the weighted sum of ``changes``, each of the shape of ``z``, to ``z``."""
     for weight, change in zip(weights, changes, strict=True):
         if weight:
             z = torch.add(z, change, alpha=weight)
@@ -71,7 +71,7 @@ def add_changes(z: Tensor, weights: Sequence[float], changes: list[Tensor]) -> T
 def variational_step(
     field: StateMap, z: Tensor, tableau: Tableau, size: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step as ``explicit_step``, and its Jacobians ``(n_latents, n_latents, n_trials)``."""
+    """Take a step as ``explicit_step``, with Jacobians ``(n_latents, n_latents, n_trials)``."""
     identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
     stages: list[Tensor] = []
     jacobians: list[Tensor] = []
@@ -97,7 +97,7 @@ def variational_step(
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:
-    """Products of Jacobians ``(out, mid, n_trials)`` and ``(mid, in, n_trials)``."""
+    """Multiply Jacobians ``(out, mid, n_trials)`` by Jacobians ``(mid, in, n_trials)``."""
     product = outer[:, 0, None] * inner[0]
     for column, row in zip(outer.unbind(1)[1:], inner[1:], strict=True):
         product.addcmul_(column[:, None], row)

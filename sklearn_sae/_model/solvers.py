@@ -1,6 +1,6 @@
-"""How flows are carried over a bin: Runge-Kutta methods with steps of fixed or of adaptive size.
+"""Solvers that integrate flows over a bin: Runge-Kutta methods with fixed or adaptive steps.
 
-Every solver begins anew in every bin, so that a flow is a map from one bin to the next.
+Every solver starts anew in every bin, so that a flow is a map from one bin to the next.
 """
 
 from __future__ import annotations
@@ -25,39 +25,42 @@ if TYPE_CHECKING:
 
 __all__ = ["MULTI_STEP_SOLVERS", "SOLVERS", "AdaptiveRungeKutta", "RungeKutta", "Solver"]
 
-#: Known to users of torchdiffeq, and refused with a reason.
+#: Solvers of torchdiffeq that are refused, with the reason.
 MULTI_STEP_SOLVERS = ("explicit_adams", "implicit_adams")
 
 
 class Solver(ABC):
-    """A numerical method for dz/dt = f(z), on states ``(n_latents, n_trials)``."""
+    """Interface of numerical methods for dz/dt = f(z), on states ``(n_latents, n_trials)``."""
 
     @classmethod
     @abstractmethod
     def from_parameters(
         cls, method: str, step_size: float, rtol: float, atol: float, adjoint: bool
     ) -> Self:
-        """A solver that is set as an estimator's parameters say."""
+        """Make the solver that an estimator's parameters describe."""
 
     @abstractmethod
     def step(self, flow: Flow, z: Tensor) -> Tensor:
-        """States one bin after ``z``."""
+        """Advance states ``z`` ``(n_latents, n_trials)`` by one bin."""
 
     @abstractmethod
     def parts(self, flow: Flow, z: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The steps that make up a bin, in order: the states after each, and its Jacobians."""
+        """Yield the steps in a bin in order: states after each step, and the step's Jacobians.
+
+        They are ``(n_latents, n_trials)`` and ``(n_latents out, n_latents in, n_trials)``.
+        """
 
     def fused_steps(self, flow: Flow) -> FusedSteps | None:
-        """What whole rollouts consist of, if they can be one operation."""
+        """Steps of a rollout as one fused operation; None if that is impossible."""
         return None
 
 
 @dataclass(frozen=True)
 class RungeKutta(Solver):
-    """``n_substeps`` steps of the same size in a bin.
+    """Runge-Kutta method with ``n_substeps`` steps of the same size in a bin.
 
-    With ``adjoint`` the backward pass of a rollout computes each bin's steps anew, so that only
-    the states of the bins are kept.
+    With ``adjoint`` the backward pass of a rollout recomputes each bin's steps, so that only the
+    states of the bins are kept.
     """
 
     method: str
@@ -99,15 +102,15 @@ class RungeKutta(Solver):
         return FusedSteps(layers, TABLEAUS[self.method], self.n_substeps, self._step_size(flow))
 
     def _step_size(self, flow: Flow) -> float:
-        """The size of a step in the time of the field."""
+        """Size of a step in the time of ``flow.field``."""
         return 1 / (flow.time_scale * self.n_substeps)
 
 
 @dataclass(frozen=True)
 class AdaptiveRungeKutta(Solver):
-    """Steps whose sizes follow from each trial's own error (see ``adaptive``).
+    """Runge-Kutta method whose step sizes follow from each trial's own error (see ``adaptive``).
 
-    With ``adjoint`` as ``RungeKutta``; sizes are found once.
+    ``adjoint`` is as in ``RungeKutta``; the backward pass reuses the step sizes.
     """
 
     method: str
@@ -140,7 +143,7 @@ class AdaptiveRungeKutta(Solver):
 
 
 def _recomputed(advance: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """``advance(z)``, of which the backward pass keeps only ``z``."""
+    """Compute ``advance(z)``, keeping only ``z`` for the backward pass."""
     return checkpoint(advance, z, use_reentrant=False, preserve_rng_state=False)
 
 

@@ -1,4 +1,4 @@
-"""What fitting, inference and scores ask of a likelihood."""
+"""Interface of likelihoods."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ __all__ = ["Likelihood"]
 
 
 class Likelihood(nn.Module, ABC):
-    """What fitting, inference and scores ask of a likelihood."""
+    """Interface of likelihoods, as fitting, inference and scores use them.
 
-    #: Whether data are counts: none below zero, and scored per spike.
+    Unless said otherwise, ``output``, ``counts``, ``variance`` and the results are ``(n_bins,
+    n_neurons, n_trials)``.
+    """
+
+    #: Whether data are counts: never negative, and scored per spike.
     of_counts: ClassVar[bool] = True
     #: Names that an estimator gives to what is learned.
     names: ClassVar[tuple[str, ...]] = ("dispersion_",)
@@ -33,11 +37,11 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def rates(self, output: Tensor) -> Tensor:
-        """Expected counts."""
+        """Rates, the expected counts given the ``output``."""
 
     @abstractmethod
     def null_output(self, null_rates: Tensor) -> Tensor:
-        """Output ``(n_neurons, 1)`` of the null model, which knows but the mean counts."""
+        """Output ``(n_neurons, 1)`` of the null model, whose rates are the mean counts."""
 
     @abstractmethod
     def std_of_rates(self, output: Tensor, variance: Tensor) -> Tensor:
@@ -49,68 +53,68 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def natural(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """a(o) and b(o)."""
+        """Terms a(o) and b(o) of the exponential family."""
 
     def log_density(self, output: Tensor, counts: Tensor) -> Tensor:
-        """Log-likelihood of each entry, but for what does not depend on the output."""
+        """Log-likelihood of each entry, up to terms that do not depend on the output."""
         a, b = self.natural(output)
         return counts * a - b
 
     def normaliser(self, counts: Tensor, mask: Tensor | None) -> Tensor | float:
-        """What ``log_density`` leaves out and learning changes, summed over each trial's entries.
+        """Learned terms that ``log_density`` omits, ``(n_trials,)``: sums over a trial's entries.
 
-        What is left out still, ``log(counts!)``, depends on nothing but the counts.
+        ``log(counts!)``, which depends on nothing but the counts, is left out here too.
         """
         return 0.0
 
     @abstractmethod
     def score_and_information(self, output: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivative of the log-likelihood by the output, and the variance of that derivative."""
+        """Score, the derivative of the log-likelihood by the output, and its Fisher information."""
 
     @abstractmethod
     def model_error_moments(
         self, output: Tensor, batch: Batch, variance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """How far off the model is: squared errors beyond noise, and what they are to be over.
+        """Numerators and denominators of the variance of the output around the truth.
 
-        The sum of one over that of the other estimates the variance of the output around the truth.
-        ``variance`` is that which inference leaves, and hides from the errors.
+        The ratio of their sums is the estimate. The numerators are squared errors beyond noise; the
+        posterior ``variance`` of the output, which inference has hidden from the errors, is added.
         """
 
     @abstractmethod
     def n_units(self, counts: Tensor, entries: Tensor) -> Tensor:
-        """What a score is counted per: spikes among the ``entries``, or the entries themselves."""
+        """Number of units of a score: spikes among the boolean ``entries``, or the entries."""
 
     # ------------------------------------------------------------------ the start of a fit
 
     @abstractmethod
     def smoothed_output(self, smoothed: np.ndarray) -> np.ndarray:
-        """Output of smoothed counts ``(..., n_neurons)``; that of a count of zero is finite."""
+        """Output whose rates are ``smoothed`` counts ``(..., n_neurons)``; finite at zero."""
 
     @abstractmethod
     def bias(self, mean_counts: np.ndarray) -> np.ndarray:
-        """Output of mean counts ``(n_neurons,)``, where the readout's bias starts."""
+        """Initial bias ``(n_neurons,)`` of the readout: the output whose rates are mean counts."""
 
     @abstractmethod
     def spread(self, mean_counts: Tensor) -> Tensor:
-        """Standard deviation of each neuron's counts ``(n_neurons,)``, away from zero."""
+        """Standard deviation of each neuron's counts ``(n_neurons,)``, bounded away from zero."""
 
-    # ------------------------------------------------------------------ what is learned beside
+    # ------------------------------------------------------------------ learned dispersions
 
     def fit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
-        """Learn from all trials what the null model, constant rates, needs beside the rates."""
+        """Learn from all trials what the null model of constant rates needs beside its rates."""
 
     def refit_null(self, trials: Trials, mean_counts: np.ndarray) -> None:
-        """The same of other trials, without a change to what the weights rest on."""
+        """Learn the null model of other trials; what the weights depend on stays as it is."""
 
     def accumulate_residuals(self, output: Tensor, batch: Batch) -> None:
-        """Remember how counts of a batch in training differ from their rates."""
+        """Add up statistics of the residuals of a training batch."""
 
     def end_epoch(self) -> None:
-        """Learn from what was noted since the last epoch."""
+        """Learn dispersions from the residuals of the epoch."""
 
     def null(self) -> Likelihood:
-        """The likelihood of the null model."""
+        """Likelihood of the null model."""
         return self
 
     def learned(self, unit: np.ndarray | float = 1.0) -> dict[str, np.ndarray]:

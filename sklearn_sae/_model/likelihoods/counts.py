@@ -17,7 +17,7 @@ SMALLEST_RATE = 0.1
 
 
 class LogLink(Likelihood):
-    """Of counts: the output is the log-rate."""
+    """Likelihoods of counts whose output is the log-rate."""
 
     def rates(self, output: Tensor) -> Tensor:
         return output.exp()
@@ -26,7 +26,7 @@ class LogLink(Likelihood):
         return null_rates.clamp(min=1e-9).log()[:, None]
 
     def std_of_rates(self, output: Tensor, variance: Tensor) -> Tensor:
-        # Of a lognormal, of which exp(output) is the median.
+        # Standard deviation of a lognormal with the median exp(output).
         return output.exp() * (torch.expm1(variance) * variance.exp()).sqrt()
 
     def mean_output(self, output: Tensor, variance: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class LogLink(Likelihood):
 
 
 class Poisson(LogLink):
-    """Variance m at a rate of m."""
+    """Poisson likelihood, of variance m at a rate of m."""
 
     def natural(self, output: Tensor) -> tuple[Tensor, Tensor]:
         return output, output.exp()
@@ -62,14 +62,14 @@ class Poisson(LogLink):
         # Both may overflow after a trial's end, and zero times infinity is not zero.
         rates = output.exp().masked_fill(unseen, 0.0)
         variance = variance.masked_fill(unseen, 0.0)
-        # The variance of (y - l)^2 - l is l + 2 l^2: what is known best counts most.
+        # The variance of (y - l)^2 - l is l + 2 l^2: more precise entries have larger weights.
         weight = 1 / (1 + 2 * rates)
         excess = (batch.counts - rates) ** 2 - rates + rates**2 * variance
         return weight * excess, weight * rates**2
 
 
 class NegativeBinomial(LogLink, Dispersed):
-    r"""Variance m + alpha m^2 at a rate of m, alpha being the dispersion: a gamma mix of Poissons.
+    r"""Negative binomial likelihood, of variance m + alpha m^2 at a rate of m; alpha: dispersion.
 
     The dispersion solves the optimal quadratic estimating equation [Godambe & Thompson, Journal of
     Statistical Planning and Inference, 1989], which for this variance function is
@@ -82,7 +82,7 @@ class NegativeBinomial(LogLink, Dispersed):
     n_prior = 1.0
 
     def natural(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        # log(1 + alpha m), for any rate that float32 cannot hold as well.
+        # log(1 + alpha m), also for rates that float32 cannot hold.
         log_excess = nn.functional.softplus(output + self.dispersion.log())
         return output - log_excess, log_excess / self.dispersion
 
@@ -108,9 +108,9 @@ class NegativeBinomial(LogLink, Dispersed):
 
 
 def log_rising(counts: Tensor, r: Tensor) -> Tensor:
-    """``log(gamma(counts + r) / gamma(r) / r^counts)``, also in float32 for any r > 0."""
+    """Compute ``log(gamma(counts + r) / gamma(r) / r^counts)``, also in float32 for any r > 0."""
     exact = torch.lgamma(counts + r) - torch.lgamma(r) - counts * r.log()
-    # Of large r these are differences of large numbers. By Stirling's series they need not be.
+    # For large r these are differences of large numbers, which Stirling's series avoids.
     series = (counts + r - 0.5) * torch.log1p(counts / r) - counts
     series = series - counts / (12 * r * (counts + r))
     return torch.where(r > 30, series, exact)

@@ -16,22 +16,22 @@ from .base import Likelihood
 
 __all__ = ["Dispersed"]
 
-#: Estimating equations of constant rates are solved after one, but for the prior.
+#: Without ``n_prior`` one pass would solve the estimating equation of constant rates.
 NULL_PASSES = 3
-#: Entries looked at together.
+#: Number of entries in a batch.
 CHUNK = 4_000_000
 
 
 class Dispersed(Likelihood):
-    """With a dispersion for each neuron, that residuals teach.
+    """Likelihoods with a dispersion for each neuron, learned from residuals.
 
-    After each epoch it becomes the root of an estimating equation. Unlike an optimizer's steps that
-    takes no learning rate, and gets anywhere within a few epochs.
+    After each epoch the dispersion becomes the root of an estimating equation: that takes no
+    learning rate, and converges within a few epochs.
     """
 
     #: Names of the private dispersion, of this one, and of that of the null model.
     names: ClassVar[tuple[str, ...]]
-    #: Observations of no dispersion at all, before the first residual.
+    #: Prior observations of zero dispersion, added to the denominator.
     n_prior: ClassVar[float] = 0.0
 
     dispersion: Tensor
@@ -42,20 +42,20 @@ class Dispersed(Likelihood):
         super().__init__(n_neurons, device)
         for name in ("dispersion", "null_dispersion"):
             self.register_buffer(name, torch.ones(n_neurons, 1, device=device))
-        # Always of zeros between two epochs, so no file needs to hold it.
+        # Zero between two epochs, so no file needs to hold it.
         self.register_buffer("sums", torch.zeros(2, n_neurons, device="cpu"), persistent=False)
 
     @abstractmethod
     def dispersion_parts(self, output: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Numerator and denominator of the next dispersion, to be summed over entries."""
+        """Terms of numerator and denominator of the next dispersion, to be summed over entries."""
 
     @abstractmethod
     def smallest_dispersion(self) -> Tensor | float:
-        """Below it nothing changes but rounding errors."""
+        """Smallest dispersion, below which only rounding errors change."""
 
     @abstractmethod
     def constant(self, counts: Tensor) -> Tensor:
-        """The normaliser of each entry, or of each neuron."""
+        """Normaliser of entries, shaped like ``counts``, or of neurons ``(n_neurons, 1)``."""
 
     def normaliser(self, counts: Tensor, mask: Tensor | None) -> Tensor:
         terms = self.constant(counts).expand_as(counts)
@@ -74,7 +74,10 @@ class Dispersed(Likelihood):
         self.null_dispersion.copy_(torch.where(observed, null.dispersion, self.null_dispersion))
 
     def _learn_around_means(self, trials: Trials, mean_counts: np.ndarray) -> Tensor:
-        """Make ``dispersion`` that of constant rates; returns which neurons were observed."""
+        """Learn ``dispersion`` around constant rates; returns which neurons were observed.
+
+        That is a boolean tensor ``(n_neurons, 1)``.
+        """
         output = self.null_output(torch.from_numpy(mean_counts).float())
         size = max(1, CHUNK // (trials.n_bins * trials.n_neurons))
         observed = torch.zeros_like(self.dispersion, dtype=torch.bool)
@@ -101,8 +104,8 @@ class Dispersed(Likelihood):
     def model_error_moments(
         self, output: Tensor, batch: Batch, variance: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # The dispersion has grown until squared errors are all noise. But noise knows nothing of
-        # that in the next bin, and the errors of a model last. Both in standard deviations.
+        # Dispersions have grown until noise explains all squared errors. But noise is independent
+        # between bins, and model error persists. Errors and slopes are in standard deviations.
         score, information = self.score_and_information(output, batch.counts)
         slope = information.sqrt()
         unseen = ~batch.observed() | (slope == 0)

@@ -1,4 +1,4 @@
-"""The Gaussian likelihood: values of any sign, as calcium signals or field potentials are."""
+"""Gaussian likelihood of values of any sign, such as calcium signals or field potentials."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Gaussian"]
 
 
 class Gaussian(Dispersed):
-    """Values of any sign, with one variance for each neuron, its dispersion.
+    """Gaussian likelihood of values of any sign; the variance of each neuron is its dispersion.
 
-    Their rates are ``centre + scale * output``, with mean and standard deviation of the neuron in
-    training: a model of volts is that of microvolts.
+    Rates are ``centre + scale * output``: mean and standard deviation ``(n_neurons, 1)`` of each
+    neuron in training, so that the model does not depend on the unit of the data.
     """
 
     of_counts = False
@@ -36,7 +36,7 @@ class Gaussian(Dispersed):
         self.centre.copy_(torch.from_numpy(mean_counts)[:, None])
         super().fit_null(trials, mean_counts)
         std = self.null_dispersion.sqrt()
-        # What float32 cannot tell from a constant is one.
+        # A signal that float32 cannot tell from a constant has a scale of 1.
         self.scale.copy_(torch.where(std > 1e-6 * self.centre.abs(), std, 1.0))
         for dispersion in (self.dispersion, self.null_dispersion):
             dispersion.clamp_(min=self.smallest_dispersion())
@@ -89,5 +89,5 @@ class Gaussian(Dispersed):
         return errors, torch.ones_like(errors)
 
     def smallest_dispersion(self) -> Tensor:
-        # A neuron fitted to better than a hundredth of its spread would drown all others.
+        # A neuron fitted to better than a hundredth of its spread would dominate all others.
         return 1e-4 * self.scale**2

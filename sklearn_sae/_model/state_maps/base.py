@@ -1,4 +1,4 @@
-"""What dynamics need of a learned map of states."""
+"""Interface of learned maps of states."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["StateMap"]
 
 
 class StateMap(nn.Module, ABC):
-    """A learned map of states ``(n_latents, n_trials)``, that also knows its derivative."""
+    """Interface of learned maps of states ``(n_latents, n_trials)``, with their Jacobians."""
 
-    #: Whether values stay within +-1: the latents of a map must then start within that.
+    #: Whether values stay within +-1, so that the latents of a map must start there.
     bounded: ClassVar[bool] = False
 
     @classmethod
@@ -27,9 +27,10 @@ class StateMap(nn.Module, ABC):
         activation: str,
         generator: torch.Generator | None,
     ) -> Self:
-        """Fresh weights, drawn from ``generator``; without one, their shapes only.
+        """Make a map whose weights are drawn from ``generator``, or have only shapes without one.
 
-        ``hidden_sizes`` and ``activation`` are an estimator's; here for maps without hidden layers.
+        ``hidden_sizes`` and ``activation`` are an estimator's; maps without hidden layers ignore
+        them.
         """
         return cls(n_latents, generator)
 
@@ -53,10 +54,10 @@ class StateMap(nn.Module, ABC):
         return self(z), jacobian
 
     def layers(self) -> Layers | None:
-        """Layers that it is nothing more than, if so: rollouts of a flow are much faster then."""
+        """Layers of a map that consists of nothing else, for much faster rollouts; else None."""
         return None
 
     @property
     def width(self) -> int:
-        """Rows of its largest weight: how much memory it takes for each state."""
+        """Number of rows of the largest weight, which determines the memory per state."""
         return max((len(weight) for weight in self.parameters() if weight.ndim), default=1)

@@ -15,7 +15,7 @@ TANH = Tanh()
 
 
 class TanhCell(StateMap):
-    """z -> tanh(W z + b)."""
+    """Tanh layer, z -> tanh(W z + b)."""
 
     bounded = True
 
@@ -31,7 +31,7 @@ class TanhCell(StateMap):
 
 
 class GRUCell(StateMap):
-    """A gated recurrent unit without input, otherwise as ``torch.nn.GRUCell``."""
+    """Gated recurrent unit without input, otherwise as ``torch.nn.GRUCell``."""
 
     bounded = True
 
@@ -47,7 +47,7 @@ class GRUCell(StateMap):
         return torch.lerp(new, z, update)
 
     def _gates(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Reset and update gates, what the reset gate acts on, and the new state it gives."""
+        """Reset gate, update gate, candidate and new state, each ``(n_latents, n_trials)``."""
         reset, update, candidate = affine(self.weight, z).chunk(3)
         reset, update = torch.sigmoid(reset), torch.sigmoid(update)
         return reset, update, candidate, TANH(self.new_bias + reset * candidate)
@@ -56,7 +56,7 @@ class GRUCell(StateMap):
         reset, update, candidate, new = self._gates(z)
         by_reset, by_update, by_candidate = self.weight[:, :-1, None].chunk(3)
         identity = torch.eye(len(z), dtype=z.dtype, device=z.device)[:, :, None]
-        # By the product rule: what flows through each gate's slope, and through what it gates.
+        # Product rule: each gate's derivative, and that of the term that it multiplies.
         of_new = TANH.slope(new) * reset
         return (
             update[:, None] * identity

@@ -1,4 +1,4 @@
-"""The multilayer perceptron behind a vector field or an ``"mlp"`` cell."""
+"""Multilayer perceptron, used as a vector field or as an ``"mlp"`` cell."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ __all__ = ["MLP"]
 
 
 class MLP(StateMap):
-    """``n_latents -> hidden_sizes -> n_latents`` with the activation between layers.
+    """Multilayer perceptron, ``n_latents -> hidden_sizes -> n_latents``.
 
-    The first layer starts with units that switch all over the space that latents of unit size
-    visit; drawn as the others, they would all switch near the origin. The last layer starts twenty
-    times smaller, so that a fresh vector field is close to standing still and a rollout over many
-    bins starts out tame.
+    The units of the first layer are initialised to switch throughout the space of latents of unit
+    size; drawn like the others, they would all switch near the origin. The last layer starts twenty
+    times smaller, so that the initial vector field is close to zero and long rollouts stay bounded.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class MLP(StateMap):
                 pairs = following[:, None, :-1] * chain[:, :, 0].T[None]
                 chain = (pairs.flatten(0, 1) @ slope).unflatten(0, (len(following), -1))
             else:
-                # In place: it is no weight any more, and memory takes as long as the product.
+                # In place, as this is a product by now: new memory takes as long as the product.
                 weighed = chain.mul_(slope[:, None])
                 chain = (following[:, :-1] @ weighed.flatten(1)).unflatten(1, chain.shape[1:])
         return affine(last, x), chain
