@@ -1,1 +1,1 @@
-"""What is inferred of a trial, given a model; and the fitted model."""
+"""Inference of the latent variables of trials, given a model; and the fitted model."""

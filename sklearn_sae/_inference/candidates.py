@@ -15,15 +15,16 @@ __all__ = ["MOST_CANDIDATES", "best_start", "cover"]
 
 MOST_CANDIDATES = 1500
 MOST_CANDIDATES_UNDER_INPUTS = 128
-#: From so many times as many initial conditions as are wanted, those that cover them are chosen.
+#: Candidates are chosen from at most this many times as many initial conditions.
 MOST_COVERED = 16
 
 
 def cover(candidates: Tensor, n_candidates: int) -> Tensor:
-    """Columns of ``candidates`` ``(n_latents, n)`` that leave none far away, in whatever order.
+    """Choose columns of ``candidates`` ``(n_latents, n)`` so that none is far from a chosen one.
 
-    Each one chosen is the farthest from those before it, beginning with the one next to the mean
-    (Gonzalez 1985). If there are no more than ``n_candidates``, all are kept as they are.
+    Each column chosen is the farthest from those before it, beginning with the one closest to the
+    mean (Gonzalez 1985); the order of columns does not matter. If there are no more than
+    ``n_candidates``, all are kept.
     """
     if candidates.shape[1] <= n_candidates:
         return candidates
@@ -43,10 +44,11 @@ def cover(candidates: Tensor, n_candidates: int) -> Tensor:
 def best_start(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, candidates: Tensor
 ) -> Tensor:
-    """For every trial, the one of ``candidates`` ``(n_latents, n_candidates)`` that fits it best.
+    """Find the best of ``candidates`` ``(n_latents, n_candidates)`` for each trial.
 
-    With known inputs, a rollout is that of one trial, so fewer of them are tried: half of these
-    cover the candidates, and half are those that would fit the trial best without its inputs.
+    Returns ``(n_latents, n_trials)``. With known inputs every trial needs rollouts of its own, so
+    fewer candidates are tried: half of these cover all of them, and half are those that would fit
+    the trial best without its inputs.
     """
     if batch.inputs is None:
         return candidates[:, _log_posteriors(model, prior, batch, candidates).argmax(1)]
@@ -63,17 +65,14 @@ def best_start(
 def _log_posteriors(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, candidates: Tensor
 ) -> Tensor:
-    """Log-posterior of every trial from every candidate, without inputs, up to a constant.
-
-    ``(n_trials, n_candidates)``.
-    """
+    """Log-posteriors ``(n_trials, n_candidates)`` without inputs, up to a constant."""
     n_bins, n_neurons, n_trials = batch.counts.shape
     counts = batch.counts.reshape(-1, n_trials).T
     observed = None if batch.mask is None else batch.mask.reshape(-1, n_trials).T.to(counts.dtype)
     at_once = max(1, most_values(counts.device) // (4 * n_bins * n_neurons))
     values = []
     for some in candidates.split(at_once, dim=1):
-        # Finite, so that nothing of an entry is left once it is multiplied by a mask of zero.
+        # Finite, because a mask of zero times infinity would be NaN.
         output = model.output(some, n_bins).clamp_(-50, 50).nan_to_num_(nan=50)
         a, b = (terms.flatten(0, 1) for terms in natural(model.likelihood, output))
         expected = b.sum(0) if observed is None else observed @ b
@@ -84,7 +83,10 @@ def _log_posteriors(
 def _best_under_inputs(
     model: SequentialAutoencoder, prior: Prior, batch: Batch, candidates: Tensor
 ) -> Tensor:
-    """The best of ``candidates`` ``(n_latents, n_candidates, n_trials)``, or the same for all."""
+    """Find the best of candidates ``(n_latents, n_candidates, n_trials)`` for each trial.
+
+    The last axis is 1 if all trials have the same candidates.
+    """
     n_bins, n_neurons, n_trials = batch.counts.shape
     assert batch.inputs is not None
     candidates = candidates.expand(-1, -1, n_trials)
@@ -92,7 +94,7 @@ def _best_under_inputs(
     at_once = max(1, most_values(batch.counts.device) // per_candidate)
     values = []
     for some in candidates.split(at_once, dim=1):
-        # One column after the other: a candidate with every trial.
+        # Columns: each candidate with every trial.
         z0, n_times = some.flatten(1), some.shape[1]
         inputs = batch.inputs.repeat(1, 1, n_times)
         output = model.output(z0, n_bins, inputs).clamp(-50, 50).nan_to_num(nan=50)

@@ -1,6 +1,6 @@
-"""Spikes under a likelihood, as functions of the readout's output: the one place of masks.
+"""Likelihoods of the observed entries: the only place that applies masks.
 
-Entries that were not observed count for nothing here, whatever their output is.
+Unobserved entries contribute nothing, whatever their output is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def log_likelihood(
     mask: Tensor | None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Log-likelihood of every trial over its observed entries, but for its normaliser.
+    """Log-likelihood ``([n_models,] n_trials)`` of observed entries, without the normaliser.
 
     That of each neuron is divided by its private dispersion (a quasi-likelihood; Wedderburn 1974):
     spikes of a neuron that varies on its own say less of the latents. ``output`` of the readout,

@@ -1,4 +1,4 @@
-"""What a fit leaves behind, and what it says of other trials."""
+"""The fitted model, and its inference and scores of other trials."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ __all__ = ["FittedModel"]
 
 @dataclass(frozen=True)
 class FittedModel:
-    """A network and all that inference needs beside it; everything an estimator answers is its.
+    """A network and all that inference needs beside it; an estimator's results come from it.
 
     Attributes
     ----------
     network : SequentialAutoencoder
+        The fitted network.
     settings : dict
         Parameters of the estimator at the time of the fit: ``set_params`` may change them later.
     null_rates : float64 array of shape (n_neurons,)
         Mean counts in training, in units of the data.
     units : Units
-        Those of Gaussian signals.
+        Units of Gaussian signals.
     initial_conditions : float32 array of shape (n_training_trials, n_latents) or None
-        Of the training trials; None with an encoder, which needs none.
+        Initial conditions of the training trials; None with an encoder, which needs none.
     model_variance : float or None
-        See ``model_variance``; None with an encoder.
+        Variance due to model error, see ``model_variance``; None with an encoder.
     """
 
     network: SequentialAutoencoder
@@ -59,15 +60,16 @@ class FittedModel:
         units: Units,
         table: Tensor | None,
     ) -> FittedModel:
-        """Keep the initial conditions in ``table`` ``(n_trials, n_variables)``, if there is one.
+        """Make a fitted model without a model variance yet.
 
-        The error of the model is found later.
+        Initial conditions are taken from the ``table`` ``(n_trials, n_variables)`` of latent
+        variables, if there is one.
         """
         z0 = None if table is None else table[:, : network.readout.n_latents].cpu().numpy().copy()
         return cls(network, settings, null_rates, units, z0)
 
     def with_model_variance(self, trials: Trials, table: Tensor | None) -> FittedModel:
-        """Add the error of the model on training trials, given all their latent variables."""
+        """Add the model variance, given the training trials' ``table`` of latent variables."""
         if table is None:
             return self
         return replace(self, model_variance=model_variance(self.network, trials, table))
@@ -87,7 +89,7 @@ class FittedModel:
         return {name: value for name, value in attributes.items() if value is not None}
 
     def inference(self, device: torch.device) -> Inference:
-        """How trials are inferred under this model on ``device``."""
+        """Make the inference under this model on ``device``."""
         network = self.network
         if next(network.parameters()).device != device:
             network = copy.deepcopy(network).to(device)
@@ -101,9 +103,9 @@ class FittedModel:
     def posteriors(
         self, trials: Trials, device: torch.device, n_ahead: int = 0
     ) -> Iterator[Posterior]:
-        """Posterior of one batch of trials after the other, and of ``n_ahead`` bins after them.
+        """Yield the posterior of one batch of trials after the other.
 
-        Bins to come are bins that were not observed, of which the dynamics still tell.
+        ``n_ahead`` bins that are not observed are appended, which the dynamics predict.
         """
         inference = self.inference(device)
         for batch in self._batches(inference.model, trials, device, n_ahead):
@@ -113,9 +115,10 @@ class FittedModel:
 
     @torch.no_grad()
     def infer_again(self, trials: Trials) -> Tensor:
-        """Latent variables ``(n_trials, n_variables)`` of the trials of another fit.
+        """Infer latent variables ``(n_trials, n_variables)`` of the trials of another fit.
 
-        As many trials are most likely the same ones, and a start too many does no harm.
+        As many trials as in this fit are taken for the same ones, and try their old initial
+        conditions too; if they are others, that does no harm.
         """
         device = torch.device("cpu")
         inference = self.inference(device)
@@ -128,7 +131,7 @@ class FittedModel:
 
     @torch.no_grad()
     def score(self, trials: Trials, device: torch.device) -> float:
-        """Held-out bits per spike, NaN if no spike was hidden."""
+        """Compute held-out bits per spike, NaN if no spike was hidden."""
         inference, null_rates = self.inference(device), self._null_rates(device)
         likelihood = inference.model.likelihood
         sums = torch.zeros(2, dtype=torch.float64, device="cpu")

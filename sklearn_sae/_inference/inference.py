@@ -1,4 +1,4 @@
-"""How latent variables of trials are inferred, given a model."""
+"""Semi-amortized and amortized inference of the latent variables of trials, given a model."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["INFERENCES", "Amortized", "Inference", "SemiAmortized"]
 
 
 class Inference(ABC):
-    """Infers the latent variables of trials under one model."""
+    """Interface of inference: the posterior of the latent variables of trials under one model."""
 
-    #: Names of what an estimator shows of it, beside the network.
+    #: Names of the learned attributes of an estimator that this inference needs.
     learned: ClassVar[tuple[str, ...]] = ()
 
     model: SequentialAutoencoder
@@ -32,31 +32,32 @@ class Inference(ABC):
     def make(
         cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
     ) -> Inference:
-        """Make one from what every kind may be given; see ``SemiAmortized``."""
+        """Make an inference; ``SemiAmortized`` describes the arguments, which a kind may ignore."""
 
     @abstractmethod
     def infer(self, batch: Batch, start: Tensor | None = None) -> Posterior:
-        """Posterior of the batch's trials.
+        """Infer the posterior of the batch's trials.
 
-        It may begin at latent variables ``start`` ``(n_variables, n_trials)``, those of a model a
-        little different from this one.
+        ``start`` ``(n_variables, n_trials)`` holds latent variables to start from, such as those of
+        a similar model.
         """
 
     def infer_again(self, batch: Batch) -> Posterior:
-        """Posterior of trials that are most likely the training trials, in the same order."""
+        """Infer the posterior of what are most likely the training trials, in the same order."""
         return self.infer(batch)
 
 
 class SemiAmortized(Inference):
-    """Newton's method from the best of the training trials' initial conditions.
+    """Gauss-Newton iterations from the training initial condition that fits a trial best.
 
     Parameters
     ----------
     model : SequentialAutoencoder
+        The model.
     initial_conditions : Tensor of shape (n_training_trials, n_latents)
-        Those that fit learned: they make the prior, and are the candidates for a start.
+        Learned initial conditions, from which the prior and the candidates for a start are made.
     max_iter : int
-        Newton steps at most.
+        Largest number of iterations.
     """
 
     learned = ("training_initial_conditions_", "model_variance_")
@@ -77,7 +78,7 @@ class SemiAmortized(Inference):
 
     @cached_property
     def candidates(self) -> Tensor:
-        """Initial conditions to start from, ``(n_latents, n_candidates)``."""
+        """Candidates ``(n_latents, n_candidates)`` for the initial condition to start from."""
         return cover(self.initial_conditions.T, MOST_CANDIDATES)
 
     def infer(self, batch: Batch, start: Tensor | None = None) -> LaplacePosterior:
@@ -87,7 +88,7 @@ class SemiAmortized(Inference):
         return LaplacePosterior(self.model, self.prior, batch, variables)
 
     def infer_again(self, batch: Batch) -> LaplacePosterior:
-        """Posterior of training trials, each starting where it stood if that is better."""
+        """Infer training trials again, each from its own initial condition if that is better."""
         start = best_start(self.model, self.prior, batch, self.candidates)
         stood = self.initial_conditions[batch.rows].T
         here, there = (Point.at(self.model, self.prior, batch, z0).value for z0 in (start, stood))
@@ -95,7 +96,7 @@ class SemiAmortized(Inference):
 
 
 class Amortized(Inference):
-    """The encoder gives initial conditions in one pass."""
+    """Initial conditions from the encoder, in one pass."""
 
     def __init__(self, model: SequentialAutoencoder) -> None:
         self.model = model
@@ -111,7 +112,7 @@ class Amortized(Inference):
         return Posterior(self.model, batch, self.model.encoder(batch))
 
 
-#: The parameter ``inference`` and its kinds.
+#: Values of the parameter ``inference``, and their classes.
 INFERENCES: dict[str, type[Inference]] = {
     "semi-amortized": SemiAmortized,
     "amortized": Amortized,

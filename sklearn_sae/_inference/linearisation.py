@@ -1,4 +1,4 @@
-"""A model near given latent variables of its trials, as the arrays that the smoother works on."""
+"""Linearisation of a model around latent variables of trials, as arrays for the smoother."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def linearise(
 ) -> Linearisation:
     """Expand the log-posterior around ``variables`` ``(n_variables, n_trials)``.
 
-    Their ``latents`` ``(n_bins, n_latents, n_trials)`` and ``output`` ``(n_bins, n_neurons,
-    n_trials)`` are given, as whoever asks has found them already.
+    The caller has computed their ``latents`` ``(n_bins, n_latents, n_trials)`` and ``output``
+    ``(n_bins, n_neurons, n_trials)``.
     """
     inferred = model.inferred_inputs(variables, len(latents))
     innovations = innovation_std = None
@@ -50,11 +50,11 @@ def linearise(
 
 
 def _transitions(model: SequentialAutoencoder, latents: Tensor, n_states: int) -> list[Tensor]:
-    """A_t of every bin but the last, ``(n_trials, n_states, n_states)``."""
+    """Transition matrices A_t ``(n_trials, n_states, n_states)`` of all bins but the last."""
     n_bins, n_latents, n_trials = latents.shape
     columns = latents[:-1].permute(1, 0, 2).flatten(1)
     jacobians = model.dynamics.step_jacobian(columns).unflatten(2, (n_bins - 1, n_trials))
-    # They may overflow after a trial's end, where spikes say nothing.
+    # Jacobians may overflow after a trial's end, where there are no spikes.
     jacobians = jacobians.permute(2, 3, 0, 1).contiguous().nan_to_num_(0.0, 0.0, 0.0)
     if n_states == n_latents:
         return list(jacobians)

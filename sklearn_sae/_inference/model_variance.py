@@ -1,4 +1,4 @@
-"""How far a model is from the truth, told from the residuals of its training trials."""
+"""Variance due to model error, estimated from the residuals of training trials."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from .prior import Prior
 
 __all__ = ["model_variance"]
 
-#: So that 90 % intervals of rates cover 84 to 91 % on unseen trials, from rings of 30,000 spikes to
-#: chaotic systems of 1.5 million; on systems that it was not set with they cover 90 to 95 %.
+#: Chosen so that 90 % intervals of rates cover 84 to 91 % on unseen trials, from rings with 30,000
+#: spikes to chaotic systems with 1.5 million; on systems not used to choose it, 90 to 95 %.
 SPIKES_PER_WEIGHT = 400
-#: So many trials tell as much of the model's variance as all do, in a share of the time.
+#: This many trials determine the variance as well as all trials do, in less time.
 MOST_TRIALS_FOR_VARIANCE = 2000
 
 
 @torch.no_grad()
 def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) -> float:
-    r"""Variance of the readout's output around the truth that is due to the model itself.
+    r"""Estimate the variance of the readout's output around the truth due to model error.
 
-    Of Poisson counts, with rates l, counts y, n_spikes observed in all, and the weights
-    a = 1 / (1 + 2 l), with which the estimate varies least,
+    For Poisson counts, with rates l, counts y, n_spikes observed in all, and the weights
+    a = 1 / (1 + 2 l), which reduce the variance of the estimate,
 
-    * d = sum(a ((y - l)^2 - l)) / sum(a l^2) is what residuals show beyond Poisson noise;
-    * the fit has hidden some of that: the variance v of log-rates given the model, by
-      fitting initial conditions, and w = n_learned / n_spikes, by fitting the weights (sum(l v) is
-      the number of parameters fitted, as the trace of a hat matrix is);
-    * n_learned is n_weights / (1 + SPIKES_PER_WEIGHT n_weights / n_spikes): few spikes determine
-      few of the weights.
+    * d = sum(a ((y - l)^2 - l)) / sum(a l^2) is the squared error of log-rates that the residuals
+      show beyond Poisson noise;
+    * fitting hides part of that error: fitting initial conditions hides v, the variance of
+      log-rates given the model, and fitting weights hides w = n_learned / n_spikes (sum(l v) is the
+      number of fitted parameters, like the trace of a hat matrix);
+    * n_learned = n_weights / (1 + SPIKES_PER_WEIGHT n_weights / n_spikes), because few spikes
+      determine few of the weights.
 
-    So the model's bias is d + v + w, and its variance around the best model w: together at least w.
-    By chance d is off by about sqrt(1 / sum(a l^2)), and what it lacks is cut off at zero: with
-    fewer than 100,000 spikes intervals tend to be too wide. Other likelihoods have d + v from their
-    own `model_error_moments`, and their Fisher information, which is l for Poisson counts, in the
-    place of spikes. ``table`` holds the fitted latent variables of ``trials``, one row each. Of
-    many trials, some drawn at random stand for all; conditions may alternate, so they are not
-    evenly spaced.
+    The model's squared bias is thus d + v + w, and its variance around the best model is w: the
+    result is their sum, w at least. The standard error of d is about sqrt(1 / sum(a l^2)), and
+    negative biases are set to zero: with fewer than 100,000 spikes intervals tend to be too wide.
+    Other likelihoods compute d + v by their own `model_error_moments`, and replace n_spikes by
+    their Fisher information, which is l for Poisson counts. ``table`` ``(n_trials, n_variables)``
+    holds the fitted latent variables of ``trials``. If trials are many, a random subset is used; it
+    is not evenly spaced because conditions may alternate.
     """
     n_latents = model.readout.n_latents
     prior = Prior.from_samples(table[:, :n_latents], model.inputs)

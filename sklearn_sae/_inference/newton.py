@@ -1,4 +1,4 @@
-"""Newton's method on the log-posteriors of trials, all of them at once."""
+"""Gauss-Newton method on the log-posteriors of all trials of a batch at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["FIRST_DAMPING", "Point", "refine"]
 
 FIRST_DAMPING = 1e-2
 LARGEST_DAMPING = 1e4
-#: Once no more than this share of the trials is active, the others are put aside.
+#: Once at most this share of the trials is active, the others are left out of computations.
 LARGEST_ACTIVE_SHARE = 0.8
 
 
@@ -32,16 +32,16 @@ def refine(
     tol: float = 1e-3,
     damping: Tensor | None = None,
 ) -> Tensor:
-    """Climb every trial's log-posterior from ``variables`` ``(n_variables, n_trials)``.
+    """Maximise every trial's log-posterior from ``variables`` ``(n_variables, n_trials)``.
 
-    Where inputs are inferred, initial conditions alone will do for a start: the inputs then start
-    at zero. Each iteration is a Newton step with the Fisher information in the place of the
-    Hessian, damped. A trial's damping falls when its step helped and rises when it did not
-    (Levenberg 1944, Marquardt 1963); no trial ever gets worse, but for rounding errors. A trial is
-    done when a step gains less than ``tol`` nats.
+    If inputs are inferred, ``variables`` may be initial conditions only: the inputs then start at
+    zero. Each iteration is a damped Newton step with the Fisher information in place of the
+    Hessian. A trial's damping falls after a step that raised its log-posterior and rises after one
+    that did not, which is undone (Levenberg 1944, Marquardt 1963). A trial is done when a step
+    gains less than ``tol`` nats.
 
-    A caller who goes on after a few iterations gives ``damping`` ``(n_trials,)``, which is changed
-    in place: a trial that needs small steps would otherwise never take one.
+    ``damping`` ``(n_trials,)`` is changed in place, so that a caller can continue after a few
+    iterations: otherwise a trial that needs small steps would never take one.
     """
     variables = model.with_inputs(variables, len(batch.counts))
     if damping is None:
@@ -51,9 +51,10 @@ def refine(
 
 
 class Point(NamedTuple):
-    """Latent variables, their latents and output, and the log-posterior ``(n_trials,)`` there.
+    """Latent variables of trials, with their latents, output and log-posterior.
 
-    Trials are the last axis of all.
+    ``variables`` are ``(n_variables, n_trials)``, ``latents`` ``(n_bins, n_latents, n_trials)``,
+    ``output`` ``(n_bins, n_neurons, n_trials)``, and the log-posterior ``value`` ``(n_trials,)``.
     """
 
     variables: Tensor
@@ -67,14 +68,14 @@ class Point(NamedTuple):
     ) -> Point:
         latents = model.rollout(variables, len(batch.counts), batch.inputs)
         output = model.readout(latents)
-        # The order in which single precision adds up thousands of entries changes with a trial's
-        # place in the batch, by enough to decide whether it takes one more step.
+        # Summed in double precision: the order in which thousands of entries are added depends on a
+        # trial's place in the batch, and rounding would decide whether it takes one more step.
         fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask, torch.float64)
         value = (fit + prior.log_density(variables)).nan_to_num(nan=-torch.inf)
         return cls(variables, latents, output, value)
 
     def where(self, better: Tensor, other: Point) -> Point:
-        """The other's trials if they are ``better``, else its own."""
+        """Take trials from ``other`` where ``better`` ``(n_trials,)``, else from this point."""
         return Point(*(torch.where(better, b, a) for a, b in zip(self, other, strict=True)))
 
     def only(self, rows: Tensor) -> Point:
@@ -104,10 +105,10 @@ def _climb(
         step = newton_step(linear, backward(linear, damping), damping)
         there = Point.at(model, prior, batch, here.variables + step.nan_to_num())
         gain = there.value - here.value
-        # At the top rounding errors would decide whether to take the last step.
+        # At the maximum, rounding errors would decide whether to take the last step.
         better = active & (gain > -rounding * here.value.abs())
         here = here.where(better, there)
-        # Each trial stops on its own account, so that its result does not depend on its batch.
+        # Each trial stops by itself, so that its result does not depend on its batch.
         active = active & ~(better & (gain < tol)) & (damping < LARGEST_DAMPING)
         damping.copy_(torch.where(better, damping / 5, damping * 8).clamp(1e-7, LARGEST_DAMPING))
     return here.variables

@@ -1,11 +1,10 @@
-r"""What is known of the latent variables of trials once their spikes are seen.
+r"""Posterior of the latent variables of trials, given their spikes.
 
-Given the model, the posterior of a trial's latent variables is close to a Gaussian around its mode
-(Laplace approximation; MacKay 1992): its covariance is the inverse of Fisher information plus prior
-precision, and linearised dynamics carry it through the trial. The model is not the truth, though,
-and on many trials its own error is as large: that adds one variance of the readout's output
-(log-rates, for counts), the same in all bins, estimated from the training trials
-(``model_variance``).
+Given the model, the posterior is close to a Gaussian around its mode (Laplace approximation; MacKay
+1992). Its covariance is the inverse of the sum of Fisher information and prior precision, and
+linearised dynamics propagate it through the trial. The model's own error may be as large: it adds a
+variance of the readout's output (of log-rates, for counts) that is the same in all bins and is
+estimated from the training trials (``model_variance``).
 """
 
 from __future__ import annotations
@@ -24,23 +23,25 @@ from .smoother import backward, covariances
 
 __all__ = ["LARGEST_VARIANCE", "LaplacePosterior", "Posterior"]
 
-#: exp(20) is as good as "nothing is known", and a float32 can still hold it.
+#: exp(20) is as good as infinite, and a float32 can still hold it.
 LARGEST_VARIANCE = 20.0
 LARGEST_SPREAD = 1e6
-#: Of variances that move posterior means. Where nothing is observed, linearised dynamics let them
-#: grow far beyond what the dynamics themselves would.
+#: Largest variance in a posterior mean of rates: where nothing is observed, variances of linearised
+#: dynamics grow far beyond those of the dynamics.
 LARGEST_SHIFT = 0.25
 
 
 class Posterior:
-    """Latent variables of a batch's trials, without a measure of how certain they are.
+    """Interface of posteriors: latent variables of a batch's trials, here without uncertainty.
 
     Attributes
     ----------
     model : SequentialAutoencoder
+        The model.
     batch : Batch
+        The trials.
     variables : Tensor of shape (n_variables, n_trials)
-        Initial conditions and, if inputs are inferred, those of all bins but the last.
+        Posterior mode of initial conditions and inferred inputs of all bins but the last.
     """
 
     def __init__(self, model: SequentialAutoencoder, batch: Batch, variables: Tensor) -> None:
@@ -53,39 +54,39 @@ class Posterior:
 
     @cached_property
     def output(self) -> Tensor:
-        """The readout's output at the latents, ``(n_bins, n_neurons, n_trials)``."""
+        """Output ``(n_bins, n_neurons, n_trials)`` of the readout at the latents."""
         return self.model.readout(self.latents)
 
     @property
     def mean_output(self) -> Tensor:
-        """Output whose rates are those to predict."""
+        """Output ``(n_bins, n_neurons, n_trials)`` whose rates are those to predict."""
         return self.output
 
     @property
     def rates(self) -> Tensor:
-        """Rates to predict, ``(n_bins, n_neurons, n_trials)``."""
+        """Predicted rates ``(n_bins, n_neurons, n_trials)``."""
         return self.model.likelihood.rates(self.mean_output)
 
     @property
     def initial_conditions(self) -> Tensor:
-        """Latents of the first bin ``(n_latents, n_trials)``."""
+        """Initial conditions ``(n_latents, n_trials)``."""
         return self.variables[: self.model.readout.n_latents]
 
     @property
     def inputs(self) -> Tensor:
-        """Inferred inputs of all bins, ``(n_bins, n_inferred, n_trials)``."""
+        """Inferred inputs ``(n_bins, n_inferred, n_trials)``."""
         return self.model.inputs_of_all_bins(self.variables, len(self.batch.counts))
 
     def latent_std(self, model_variance: float | None) -> Tensor:
-        """Standard deviations of ``latents``."""
+        """Standard deviations of ``latents``, of the same shape."""
         raise self._no_std()
 
     def rate_std(self, model_variance: float | None) -> Tensor:
-        """Standard deviations of ``rates``."""
+        """Standard deviations of ``rates``, of the same shape."""
         raise self._no_std()
 
     def input_std(self) -> Tensor:
-        """Standard deviations of ``inputs``."""
+        """Standard deviations of ``inputs``, of the same shape."""
         raise self._no_std()
 
     @staticmethod
@@ -98,7 +99,7 @@ class Posterior:
 
 
 class LaplacePosterior(Posterior):
-    """Gaussian around the mode of the latent variables, under ``prior``."""
+    """Laplace approximation: a Gaussian around the mode of the latent variables."""
 
     def __init__(
         self, model: SequentialAutoencoder, prior: Prior, batch: Batch, variables: Tensor
@@ -108,7 +109,7 @@ class LaplacePosterior(Posterior):
 
     @cached_property
     def _covariances(self) -> tuple[Tensor, Tensor | None]:
-        """Of the states (latents and inputs) of all bins, and with those of the next bin."""
+        """Covariances of states, which are latents and inputs; see ``smoother.covariances``."""
         linear = linearise(
             self.model, self.prior, self.batch, self.variables, self.latents, self.output
         )
@@ -117,10 +118,10 @@ class LaplacePosterior(Posterior):
 
     @cached_property
     def latent_covariances(self) -> Tensor:
-        """Of the latents of all bins, ``(n_trials, n_bins, n_latents, n_latents)``."""
+        """Covariances ``(n_trials, n_bins, n_latents, n_latents)`` of the latents."""
         n_latents = self.latents.shape[1]
         covariance = self._covariances[0][:, :, :n_latents, :n_latents]
-        # Beyond a trial's end they may overflow: nothing is known there.
+        # Covariances may overflow after a trial's end, where there are no spikes.
         return covariance.nan_to_num(LARGEST_SPREAD).clamp(-LARGEST_SPREAD, LARGEST_SPREAD)
 
     @property
@@ -130,9 +131,9 @@ class LaplacePosterior(Posterior):
 
     @property
     def mean_output(self) -> Tensor:
-        """Output at the mode or, if inputs are inferred, that whose rates are posterior means.
+        """Output whose rates are posterior means or, without inferred inputs, output at the mode.
 
-        The posterior of initial conditions alone is narrow, and not worth the covariances.
+        The posterior of initial conditions alone is so narrow that the mode is as good.
         """
         if not self.model.inferring:
             return self.output
@@ -144,11 +145,11 @@ class LaplacePosterior(Posterior):
         return variance.clamp(min=0).sqrt().permute(1, 2, 0)
 
     def rate_std(self, model_variance: float | None) -> Tensor:
-        """Standard deviations of ``rates``.
+        """Standard deviations of ``rates``, of the same shape.
 
-        The readout's output is close to linear in the latents, so Gaussian. Where it is the
-        log-rate, rates are lognormal: their median is m, their standard deviation
-        m sqrt((exp(v) - 1) exp(v)), with v the variance of the output.
+        The readout's output is close to linear in the latents, and thus Gaussian. If it is the
+        log-rate, rates are lognormal with median m and standard deviation
+        m sqrt((exp(v) - 1) exp(v)), where v is the variance of the output.
         """
         covariance = self._with_model_error(model_variance)
         v = self.model.readout.output_variance(self.latents, covariance)
@@ -157,7 +158,7 @@ class LaplacePosterior(Posterior):
     def input_std(self) -> Tensor:
         assert self.model.inputs is not None
         variance = self._covariances[0].diagonal(dim1=2, dim2=3)[..., self.latents.shape[1] :]
-        # Never more than the prior's, even if the linearised dynamics overflow.
+        # At most the prior variance, even if the linearised dynamics overflow.
         variance = torch.minimum(variance.nan_to_num(nan=torch.inf), self.model.inputs.variance)
         return variance.clamp(min=0).sqrt().permute(1, 2, 0)
 

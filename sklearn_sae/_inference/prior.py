@@ -1,4 +1,4 @@
-"""What is expected of a trial's variables before its spikes are seen."""
+"""Prior of a trial's latent variables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ __all__ = ["Prior"]
 
 @dataclass(frozen=True)
 class Prior:
-    """Gaussian over initial conditions, as mean and inverse covariance; and that of ``inputs``."""
+    """Gaussian prior of initial conditions, and the prior of ``inputs``.
+
+    ``mean`` is ``(n_latents,)``, and ``precision``, the inverse covariance, ``(n_latents,
+    n_latents)``.
+    """
 
     mean: Tensor
     precision: Tensor
@@ -22,19 +26,22 @@ class Prior:
 
     @classmethod
     def from_samples(cls, z0: Tensor, inputs: Inputs | None = None) -> Prior:
-        """Fit to ``z0`` ``(n_trials, n_latents)``; few trials shrink it to independent latents."""
+        """Fit a Gaussian to ``z0`` ``(n_trials, n_latents)``.
+
+        The fewer the trials, the more the covariance is shrunk towards its diagonal.
+        """
         n_trials, n_latents = z0.shape
         mean = z0.mean(0)
         deviation = z0 - mean
         covariance = deviation.T @ deviation / n_trials
         diagonal = torch.diag(covariance.diagonal().clamp(min=1e-3))
         trust = n_trials / (n_trials + n_latents + 1)
-        # inv_ex, unlike inv, leaves it at NaN or inf if samples of one diverging model overflow.
+        # inv_ex, unlike inv, gives NaN or inf if the samples of a diverging model overflow.
         precision = torch.linalg.inv_ex(trust * covariance + (1 - trust) * diagonal).inverse
         return cls(mean, precision, inputs)
 
     def log_density(self, variables: Tensor) -> Tensor:
-        """Up to a constant, of columns ``(n_variables, n_trials)``."""
+        """Log-density ``(n_trials,)`` of columns ``(n_variables, n_trials)``, up to a constant."""
         n_latents = len(self.mean)
         deviation = variables[:n_latents] - self.mean[:, None]
         value = -0.5 * (deviation * (self.precision @ deviation)).sum(0)
@@ -46,14 +53,15 @@ class Prior:
     def gradient(self, z0: Tensor) -> Tensor:
         """Gradient of the log-density by initial conditions ``(n_latents, n_trials)``.
 
-        Means and precisions of several priors may be stacked, ``z0`` then has their axis, too.
+        Means and precisions of several priors may be stacked; ``z0`` then has their axis too.
         """
         return -(self.precision @ (z0 - self.mean[..., None]))
 
     def of_first_state(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient ``(n_trials, n_states)`` and precision of latents and inputs of the first bin.
+        """Gradient and precision of the prior of the first bin's state: latents and inputs.
 
-        ``states`` are columns ``(n_states, n_trials)``.
+        ``states`` are columns ``(n_states, n_trials)``; returned are ``(n_trials, n_states)`` and
+        ``(n_states, n_states)``.
         """
         n_latents = len(self.mean)
         gradient = self.gradient(states[:n_latents]).T

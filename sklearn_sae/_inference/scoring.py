@@ -1,4 +1,4 @@
-"""Held-out bits: which entries are hidden from inference, and what they are worth."""
+"""Held-out scores: choice of the entries to hide from inference, and bits gained on them."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def _drawn(items: np.ndarray, fraction: float, rng: np.random.Generator) -> np.n
 
 
 def without_silent(likelihood: Likelihood, null_rates: Tensor, batch: Batch) -> Batch:
-    """The batch without counts of neurons that were silent in ``fit``: they count as unobserved.
+    """Mark counts of neurons that were silent in ``fit`` as not observed.
 
-    What the model knows of such a neuron is that it never fires, so that a single spike of it would
-    pull the latents anywhere. Of other data a mean of zero says nothing.
+    The model has learned that such a neuron never fires, so that a single spike would dominate
+    inference. Signals may have a mean of zero, and are left as they are.
     """
     silent = null_rates == 0
     if not likelihood.of_counts or not silent.any():
@@ -60,11 +60,11 @@ def without_silent(likelihood: Likelihood, null_rates: Tensor, batch: Batch) -> 
 def bits_gained(
     likelihood: Likelihood, output: Tensor, null_rates: Tensor, batch: Batch, entries: Tensor
 ) -> Tensor:
-    """Sums, over ``entries``, from which a score is made: (log2-likelihood gain, units).
+    """Sum the gain in log2-likelihood over ``entries``, and their units; a score is the ratio.
 
-    The gain is over the null model, in which every neuron has its constant ``null_rates``; units
-    are spikes, or entries if data are not counts. Of counts, a null rate of zero is none: any spike
-    would be an infinite gain.
+    Returns ``(2,)``. The gain is over the null model of constant ``null_rates`` ``(n_neurons,)``;
+    units are spikes, or entries if data are not counts. Neurons whose null rate of counts is zero
+    are left out: any spike of theirs would be an infinite gain.
     """
     if likelihood.of_counts:
         entries = entries & (null_rates > 0)[:, None]

@@ -2,9 +2,9 @@ r"""Newton steps and covariances of a trial's latent variables, linear in the nu
 
 Linearised around given latent variables, a model is ds_{t+1} = A_t ds_t + E e_{t+1}. Here s = (z,
 u) are the latents and inferred inputs of a bin, E picks out the inputs, and the innovations e are
-standard normal in units of ``innovation_std``. What the spikes of bins t and later say about s_t is
-quadratic, -ds' L_t ds / 2 + l_t' ds. It follows backwards in time from the innovation that is best
-given the state, which for a Gaussian is its mean:
+standard normal in units of ``innovation_std``. The log-likelihood of the spikes of bins t and later
+as a function of s_t is quadratic, -ds' L_t ds / 2 + l_t' ds. It is computed backwards in time by
+maximising over each innovation given the state:
 
     M = I + E' L_{t+1} E,   e_{t+1} = K ds_t + k,   K = -M^-1 E' L_{t+1} A_t,
     L_t = G_t + A_t' (L_{t+1} - L_{t+1} E M^-1 E' L_{t+1}) A_t,
@@ -15,7 +15,7 @@ covariance of e_{t+1} given s_t, the covariance of every bin. This is the recurs
 linear-quadratic regulator, and its result is that of a Kalman smoother; without inputs, L_0 is the
 Fisher information of the initial condition plus the prior's precision.
 
-Everything here works on arrays: a ``Linearisation`` says what the model is near a point.
+The functions work on arrays only: a ``Linearisation`` describes the model near a point.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ __all__ = ["Backward", "Linearisation", "backward", "covariances", "newton_step"
 
 @dataclass(frozen=True)
 class Linearisation:
-    """A model, to first order in its dynamics and second order in its likelihood, of each trial.
+    """Expansion of a model: first order in the dynamics, second order in the likelihood.
 
     Attributes
     ----------
     transitions : list of Tensor of shape (n_trials, n_states, n_states)
-        A_t of every bin but the last.
+        Transition matrices A_t of all bins but the last.
     score, information : Tensor of shape (n_bins, n_trials, n_latents[, n_latents])
         Gradient of each bin's log-likelihood by the latents, and its Fisher information.
     prior_gradient, prior_precision : Tensor of shape (n_trials, n_states), (n_states, n_states)
-        Of the prior of the first bin's state.
+        Gradient and precision of the prior of the first bin's state.
     innovations : Tensor of shape (n_bins - 1, n_trials, n_inputs) or None
-        Present innovations of the inferred inputs, in standard deviations; None without inputs.
+        Innovations to expand around, in units of ``innovation_std``; None without inferred inputs.
     innovation_std : Tensor of shape (n_inputs,) or None
-        Their standard deviations.
+        Prior standard deviations of the innovations.
     """
 
     transitions: list[Tensor]
@@ -63,9 +63,10 @@ class Linearisation:
 
 
 class Gain(NamedTuple):
-    """The change of the inputs after a bin given its state: ``feedback @ ds + offset``.
+    """Best innovation after a bin given its state, ``feedback @ ds + offset``, in units of inputs.
 
-    With its ``covariance``, of shape (n_trials, n_inputs, n_inputs). All are in units of inputs.
+    ``feedback`` is ``(n_trials, n_inputs, n_states)``, ``offset`` ``(n_trials, n_inputs)``, and the
+    ``covariance`` given the state ``(n_trials, n_inputs, n_inputs)``.
     """
 
     feedback: Tensor
@@ -74,11 +75,11 @@ class Gain(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """Result of the pass backwards.
+    """Result of the backward pass.
 
     ``gradient`` ``(n_trials, n_states)`` and ``precision`` ``(n_trials, n_states, n_states)`` are
-    of the first bin's state, all later innovations being at their best; ``gains`` has one element
-    for each innovation that moves anything.
+    those of the first bin's state, maximised over all later innovations; ``gains`` has one element
+    for each innovation that the spikes inform.
     """
 
     gradient: Tensor
@@ -87,9 +88,9 @@ class Backward(NamedTuple):
 
 
 def backward(linear: Linearisation, damping: Tensor) -> Backward:
-    """Collect what all spikes say of the first bin's state.
+    """Compute gradient and precision of the first bin's state, from all spikes and the prior.
 
-    ``damping`` ``(n_trials,)`` adds so many times its own precision to that of all innovations
+    The prior precision of every innovation is multiplied by 1 + ``damping`` ``(n_trials,)``
     (Levenberg, Marquardt).
     """
     n_latents = linear.n_latents
@@ -101,7 +102,7 @@ def backward(linear: Linearisation, damping: Tensor) -> Backward:
     for t in range(n_bins - 1, -1, -1):
         if t < n_bins - 1:
             backwards = linear.transitions[t].transpose(1, 2)
-            # The input of the last bin moves nothing, so nothing is known of it.
+            # The input of the last bin moves nothing, so spikes do not inform it.
             if linear.innovations is not None and t < n_bins - 2:
                 gain, gradient, precision = _best_innovation(
                     linear, t, gradient, precision, damping
@@ -120,7 +121,7 @@ def backward(linear: Linearisation, damping: Tensor) -> Backward:
 def _best_innovation(
     linear: Linearisation, t: int, gradient: Tensor, precision: Tensor, damping: Tensor
 ) -> tuple[Gain, Tensor, Tensor]:
-    """Leave the innovation after bin ``t`` to its best, given the state of that bin."""
+    """Maximise over the innovation after bin ``t``, given the state of that bin."""
     std, n_latents = linear.innovation_std, linear.n_latents
     assert std is not None and linear.innovations is not None
     rows = std[:, None] * precision[:, n_latents:]
@@ -140,10 +141,10 @@ def _best_innovation(
 
 
 def newton_step(linear: Linearisation, found: Backward, damping: Tensor) -> Tensor:
-    """Change of all latent variables ``(n_variables, n_trials)``.
+    """Compute the Newton step ``(n_variables, n_trials)`` of all latent variables.
 
-    It is NaN for a trial whose precision is singular. ``damping`` ``(n_trials,)`` adds so many
-    times its diagonal to the precision of the first state.
+    It is NaN for a trial whose precision is singular. The diagonal of the precision of the first
+    state is multiplied by 1 + ``damping`` ``(n_trials,)``.
     """
     n_latents = linear.n_latents
     ridge = torch.diag_embed(damping[:, None] * found.precision.diagonal(dim1=1, dim2=2))
@@ -161,13 +162,13 @@ def newton_step(linear: Linearisation, found: Backward, damping: Tensor) -> Tens
 
 
 def covariances(linear: Linearisation, found: Backward) -> tuple[Tensor, Tensor | None]:
-    """Covariances of the states of all bins, and of each bin's state with that of the bin before.
+    """Compute covariances of the states of all bins, and those with the state of the bin before.
 
-    Of shapes ``(n_trials, n_bins, n_states, n_states)`` and ``(n_trials, n_bins - 1, n_states,
-    n_states)``; the second is None if there is one bin only.
+    Shapes are ``(n_trials, n_bins, n_states, n_states)`` and ``(n_trials, n_bins - 1, n_states,
+    n_states)``; the second is None if there is only one bin.
     """
     n_latents = linear.n_latents
-    # Spikes add to what the prior tells, whatever rounding or overflow made of their part.
+    # The precision is at least that of the prior, whatever rounding or overflow made of it.
     factor = safe_cholesky(found.precision, linear.prior_precision)
     covariance = torch.cholesky_inverse(factor)
     of_bins, with_next = [covariance], []
