@@ -15,6 +15,8 @@ __all__ = ["Batch"]
 class Batch:
     """Some trials on a device.
 
+    A batch of several models has an axis of models before that of neurons.
+
     Attributes
     ----------
     counts : Tensor of shape (n_bins, n_neurons, n_trials)

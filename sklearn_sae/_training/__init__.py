@@ -1,1 +1,1 @@
-"""How a model is fitted, alone or as one of several."""
+"""Training of a model, alone or as a member of an ensemble."""

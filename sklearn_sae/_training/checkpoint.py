@@ -1,4 +1,4 @@
-"""Checkpoints: a fit that was killed goes on as if nothing had happened."""
+"""Checkpoints, from which a fit that was killed goes on with the same result."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from .optimizers import Soap
 
 __all__ = ["Checkpoint", "FitState", "identify"]
 
-#: Parameters that the fit and the one that goes on with it need not share.
+#: Parameters that may differ between a fit and the one that goes on with its checkpoint.
 NOT_IDENTIFYING = ("checkpoint_path", "checkpoint_every", "device", "verbose")
 
 
 @dataclass
 class FitState:
-    """All that the next epoch depends on, and what the last ones have left for the user.
+    """State of a fit between two epochs: members, optimizer, early stopping and loss curves.
 
-    Of every member; ``stoppers`` are none without early stopping.
+    Lists have one element for each member; ``stoppers`` is empty without early stopping.
     """
 
     members: list[Member]
@@ -39,7 +39,7 @@ class FitState:
     loss_curves: list[list[float]]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As named tensors; not a copy."""
+        """State as named tensors, not copied."""
         state = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
         for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
             state[f"{i}.generator"] = member.generator.get_state()
@@ -49,7 +49,7 @@ class FitState:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Become as the fit was whose ``state_dict`` this is."""
+        """Restore the state of a fit from its ``state_dict``."""
         self.optimizer.load_state_dict(_part("optimizer", state))
         for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
             member.generator.set_state(state[f"{i}.generator"])
@@ -73,10 +73,10 @@ def _part(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Checkpoint:
-    """The file of one fit; in a folder, that fit's own among those of others.
+    """Checkpoint file of one fit; if ``path`` is a folder, every fit has a file of its own there.
 
-    ``identity`` tells it from the files of other fits, which are neither used nor replaced. The
-    attribute ``seeds`` is those of the file if there is one, else those given.
+    ``identity`` distinguishes it from files of other fits, which are neither used nor replaced. The
+    attribute ``seeds`` holds the seeds in the file if there is one, else those given.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: dict, seeds: list[int]) -> None:
@@ -90,15 +90,15 @@ class Checkpoint:
         self.seeds: list[int] = seeds if self.found is None else self.found[0]["seeds"]
 
     def begin(self, state: FitState) -> int:
-        """Give a fresh ``state`` what the file holds; returns how many epochs are done.
+        """Restore ``state`` from the file; returns the number of epochs done.
 
-        Without a file it writes the first, so that a path that cannot be written fails at once,
-        and other fits see that it is taken.
+        If there is no file, write one, so that a path that cannot be written fails at once, and
+        other fits see that it is taken.
         """
         if self.found is None:
             self._write(state, 0)
             return 0
-        # What goes on with a file was most likely killed, perhaps in the midst of a write.
+        # The fit that left the file was most likely killed, perhaps in the midst of a write.
         remove_leftovers(self.path, older_than=0)
         content, arrays = self.found
         self.found = None
@@ -133,13 +133,13 @@ class Checkpoint:
             "checkpoint": self.identity,
             "seeds": self.seeds,
             "n_done": n_done,
-            # Results differ in their last bits with the order in memory that a tensor has.
+            # The memory layout of a tensor changes the last bits of results.
             "strides": {name: list(tensor.stride()) for name, tensor in tensors.items()},
         }
         write(self.path, content, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
     def remove(self) -> None:
-        """Delete the file, now that the fit is done; not if it has become that of another."""
+        """Delete the file once the fit is done, unless it belongs to another fit by now."""
         try:
             self._read()
             self.path.unlink(missing_ok=True)
@@ -155,7 +155,7 @@ class Checkpoint:
         remove_leftovers(self.path, older_than=0)
 
     def _read(self) -> tuple[dict, dict[str, np.ndarray]] | None:
-        """Content and arrays of the file, None if there is none; ValueError if it is not ours."""
+        """Read content and arrays of the file, None without one; ValueError if not this fit's."""
         try:
             content, arrays = read(self.path)
         except FileNotFoundError:
@@ -187,7 +187,7 @@ def _as_it_lay(array: np.ndarray, stride: list[int]) -> Tensor:
 
 
 def identify(estimator: Any, trials: Trials, continued: bool) -> dict:
-    """What decides the result of a fit, and so tells it from others; JSON can hold it."""
+    """Collect all that determines the result of a fit and so identifies it, for JSON."""
     name = type(estimator).__name__
     parameters = {
         parameter: value
@@ -205,16 +205,16 @@ def identify(estimator: Any, trials: Trials, continued: bool) -> dict:
 
 
 def _checksum_of_model(estimator: Any) -> str:
-    """Of all that ``warm_start`` goes on from."""
+    """Hash of all that ``warm_start`` goes on from."""
     arrays = {name: weight.numpy() for name, weight in estimator.model_.state_dict().items()}
     arrays["null_rates_"] = estimator.null_rates_
-    # With an encoder there are none, and no need for them.
+    # None with an encoder.
     table = getattr(estimator, "training_initial_conditions_", None)
     return checksum(None, arrays if table is None else arrays | {"initial conditions": table})
 
 
 def _difference(found: dict, wanted: dict) -> str | None:
-    """How one fit differs from another, in words; None if it does not."""
+    """Describe how one fit differs from another; None if it does not."""
     if found["sklearn_sae"] != wanted["sklearn_sae"]:
         return f"begun by sklearn_sae {found['sklearn_sae']}; this is {wanted['sklearn_sae']}"
     if found["class"] != wanted["class"]:

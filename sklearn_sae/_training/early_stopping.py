@@ -1,4 +1,4 @@
-"""Stop when the held-out score of validation trials no longer rises; keep the best epoch."""
+"""Early stopping: end training when the held-out score no longer rises, and keep the best epoch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ __all__ = ["EarlyStopping", "ValidationScore"]
 
 
 class ValidationScore:
-    """Held-out score of validation trials, while the model is still in training.
+    """Held-out score of validation trials during training.
 
-    ``make_inference`` tells how trials are inferred under the model as it is when it is called.
-    Latent variables are found anew the first time, and then follow the model: inference starts
-    where it ended the last time.
+    ``make_inference`` makes the inference under the current model. Each inference starts from the
+    latent variables of the one before.
     """
 
     def __init__(
@@ -45,13 +44,13 @@ class ValidationScore:
             inferred.append(posterior.variables)
             likelihood, output = inference.model.likelihood, posterior.mean_output
             sums += bits_gained(likelihood, output, self.null_rates, batch, hidden)
-        # Of all trials together: how many a batch holds depends on memory, which changes.
+        # All trials in one tensor: the size of batches depends on free memory, which changes.
         self.variables = torch.cat(inferred, dim=1)
         gain, n_units = sums
         return float(gain / n_units.clamp(min=1))
 
     def _batches(self, model: SequentialAutoencoder) -> Iterator[tuple[Batch, Tensor]]:
-        """All trials, and which entries are hidden; if one batch holds them it is made once."""
+        """Yield batches of all trials, and their hidden entries; a single batch is made once."""
         if self._only is not None:
             yield self._only
             return
@@ -65,10 +64,10 @@ class ValidationScore:
 
 
 class EarlyStopping:
-    """Watches ``score()`` once the loss sees whole trials, and keeps a copy of the best state.
+    """Early stopping by ``score()``, once the horizon is full; a copy of the best state is kept.
 
-    Before that the task still grows, and so does the loss. ``state`` maps names to tensors; they
-    are copied, and written back in place by ``restore_best``.
+    Scores of shorter horizons would not compare. ``state`` maps names to tensors, which are copied,
+    and written back in place by ``restore_best``.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class EarlyStopping:
         self._best: dict[str, Tensor] = {}
 
     def should_stop(self, record: Record) -> bool:
-        """Score the validation trials after an epoch; true if it is time to stop, or was."""
+        """Score the validation trials after an epoch; true if training should stop."""
         if self.stopped:
             return True
         if not record.complete:
@@ -98,17 +97,17 @@ class EarlyStopping:
 
     @property
     def stopped(self) -> bool:
-        """Whether it was time to stop."""
+        """Whether the score has not risen for ``patience`` epochs."""
         return self.n_without_gain >= self.patience
 
     def restore_best(self) -> None:
-        """Write the best epoch's state back."""
+        """Restore the state of the best epoch."""
         for name, tensor in self.state.items():
             if name in self._best:
                 tensor.copy_(self._best[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next epoch's decision depends on beside the model; not a copy."""
+        """State as named tensors, not copied, without the model."""
         numbers = {
             "scores": self.scores,
             "best_score": [self.best_score],
@@ -123,7 +122,7 @@ class EarlyStopping:
         return state | {f"best.{name}": tensor for name, tensor in self._best.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on as the one whose ``state_dict`` this was."""
+        """Restore the state from a ``state_dict``."""
         self.scores = state["scores"].tolist()
         self.best_score = state["best_score"].item()
         self.n_without_gain = int(state["n_without_gain"])

@@ -1,6 +1,6 @@
-"""Several models that are trained side by side: they differ in nothing but their numbers.
+"""Joint training of several models that differ only in the values of their weights.
 
-One step of all takes little longer than a step of one, while trials are few. The axis of models is
+With few trials, a step of all models takes little longer than a step of one. The axis of models is
 the one before that of neurons or latents.
 """
 
@@ -31,7 +31,11 @@ def losses(
     variables: Sequence[Tensor],
     batches: Sequence[Batch],
 ) -> tuple[list[Tensor], Tensor]:
-    """Readouts' outputs, one of each model, and losses ``(n_models,)``, given latent variables."""
+    """Compute the output of each model, and losses ``(n_models,)``, given latent variables.
+
+    ``variables`` of each model are ``(n_variables, n_trials)``, and outputs ``(n_bins, n_neurons,
+    n_trials)``.
+    """
     n_bins, known = len(batches[0].counts), [batch.inputs for batch in batches]
     if len(models) == 1:
         output = models[0].output(variables[0], n_bins, known[0])
@@ -47,7 +51,7 @@ def outputs(
     n_bins: int,
     known: Sequence[Tensor | None],
 ) -> Tensor:
-    """Outputs ``(n_bins, n_models, n_neurons, n_trials)`` of the models' readouts."""
+    """Compute the outputs ``(n_bins, n_models, n_neurons, n_trials)`` of all models."""
     z0, _, jumps = zip(
         *(
             model.rollout_arguments(theirs, n_bins, inputs)
@@ -67,7 +71,7 @@ def rollouts(
     n_bins: int,
     jumps: Sequence[Tensor | None],
 ) -> Tensor:
-    """Latents ``(n_bins, n_models, n_latents, n_trials)``, found together if steps can be fused."""
+    """Latents ``(n_bins, n_models, n_latents, n_trials)``, of one operation if steps are fused."""
     several = [steps for each in dynamics if (steps := each.fused_steps()) is not None]
     if several:
         return joint_rollout(several, z0, n_bins, jumps)
@@ -79,7 +83,7 @@ def rollouts(
 
 
 def joint_likelihood(likelihoods: Sequence[Likelihood]) -> Likelihood:
-    """Make one likelihood of the entries of all models."""
+    """Stack the parameters of several likelihoods to one of output with an axis of models."""
     names = [name for name, _ in likelihoods[0].named_buffers()]
     if not names:
         return likelihoods[0]
@@ -90,7 +94,7 @@ def joint_likelihood(likelihoods: Sequence[Likelihood]) -> Likelihood:
 
 
 def joint_batch(batches: Sequence[Batch]) -> Batch:
-    """Make one batch of the entries of all models, without inputs."""
+    """Stack the batches of several models, without inputs."""
     mask = None
     if any(batch.mask is not None for batch in batches):
         mask = torch.stack([batch.observed() for batch in batches], dim=1)
@@ -103,7 +107,7 @@ def joint_batch(batches: Sequence[Batch]) -> Batch:
 
 
 def joint_prior(priors: Sequence[Prior]) -> Prior:
-    """Stack means and precisions of priors of initial conditions."""
+    """Stack means ``(n_models, n_latents)`` and precisions of priors of initial conditions."""
     return Prior(
         torch.stack([prior.mean for prior in priors]),
         torch.stack([prior.precision for prior in priors]),
@@ -111,7 +115,7 @@ def joint_prior(priors: Sequence[Prior]) -> Prior:
 
 
 def joint_adam(several: Sequence[RowAdam]) -> RowAdam:
-    """Make one optimizer of the tables of all, which go on with what it does."""
+    """Make one optimizer of the tables of all, whose own moments become views of the joint ones."""
     joint = RowAdam([table for adam in several for table in adam.tables])
     sizes = [len(adam.tables) for adam in several]
     for name, moments in joint.state_dict().items():

@@ -26,11 +26,11 @@ from .private_dispersion import private_dispersion
 
 __all__ = ["Draw", "EncodedInitialConditions", "FreeInitialConditions", "InitialConditions"]
 
-#: Initial conditions move in latents of unit size, and see one trial each: larger steps than
-#: weights.
+#: Learning rate of initial conditions over that of weights: latents are of unit size, and each
+#: initial condition sees only one trial.
 INITIAL_CONDITION_SPEED = 5.0
-#: Dynamics that learn for long without inputs that are there go astray: while the horizon grows,
-#: which makes it cheap, inferred inputs follow them closely.
+#: Epochs from one Gauss-Newton step of inferred inputs to the next: fewer while the horizon grows,
+#: when steps are cheap, because dynamics learned with outdated inputs go astray.
 EPOCHS_BETWEEN_FIRST_INPUTS = 2
 EPOCHS_BETWEEN_INPUTS = 5
 #: Epochs after which private dispersions are measured: they change less and less.
@@ -40,32 +40,32 @@ EPOCHS_OF_DISPERSIONS = [20 * 2**i for i in range(20)]
 class Draw(NamedTuple):
     """Latent variables of a batch, for one step of training.
 
-    ``variables`` ``(n_variables, n_trials)`` are what the loss is made of. ``leaf`` ``(n_latents,
-    n_trials)`` is what receives the gradient of initial conditions that are parameters: those from
-    before dropout; None if an encoder gave them.
+    The loss is a function of ``variables`` ``(n_variables, n_trials)``. ``leaf`` ``(n_latents,
+    n_trials)`` holds initial conditions before dropout, and receives their gradient if they are
+    parameters; None if an encoder gives them.
     """
 
     variables: Tensor
     leaf: Tensor | None
 
 
-#: Moves the initial conditions of several models along the gradients that losses left in draws.
+#: A function that moves the initial conditions of several models along the gradients in draws.
 Move = Callable[[Sequence[Batch], Sequence[Draw], float], None]
 
 
 class InitialConditions(ABC):
-    """Where the initial conditions of training trials come from, and how they are learned."""
+    """Interface of initial conditions and inferred inputs of training trials in training."""
 
     @abstractmethod
     def draw(self, batch: Batch) -> Draw:
-        """Latent variables that the loss of a batch can be differentiated by."""
+        """Get latent variables ``(n_variables, n_trials)`` of a batch, ready for gradients."""
 
     @staticmethod
     @abstractmethod
     def make_step(several: Sequence[Any]) -> Move:
         """Make the function that takes a gradient step for all of ``several`` together.
 
-        It is given batches, draws (one of each) and the learning rate.
+        Its arguments are a batch and a draw for each of them, and the learning rate.
         """
 
     @abstractmethod
@@ -74,10 +74,10 @@ class InitialConditions(ABC):
 
     @abstractmethod
     def inference(self) -> Inference:
-        """How other trials are inferred under the model as it is now, a little at a time."""
+        """Make the inference of validation trials under the current model, of few iterations."""
 
     def learned(self) -> Tensor | None:
-        """Latent variables of the training trials ``(n_trials, n_variables)``; not a copy.
+        """Latent variables ``(n_trials, n_variables)`` of the training trials, not copied.
 
         None if an encoder gives them.
         """
@@ -85,26 +85,26 @@ class InitialConditions(ABC):
 
     @abstractmethod
     def parameters(self) -> list[nn.Parameter]:
-        """Weights to train beside those of dynamics and readout."""
+        """Weights to train in addition to those of dynamics, readout and inputs."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next epoch depends on beside all weights; not a copy."""
+        """State as named tensors, not copied, without weights; ``table`` is ``learned()``."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on as those whose ``state_dict`` this was."""
+        """Restore the state from a ``state_dict``."""
 
 
 class FreeInitialConditions(InitialConditions):
-    """Each training trial's is a free parameter (``inference="semi-amortized"``).
+    """Initial conditions as free parameters of training trials (``inference="semi-amortized"``).
 
-    Adam alone lets them lag behind the weights, which then learn to make up for it. So every few
-    epochs all of them take one Gauss-Newton step; rarely if latents are many, because a step costs
-    as much as that many rollouts.
+    With Adam alone they lag behind the weights, which then learn to compensate. Every few epochs,
+    take one Gauss-Newton step for all trials; the more latents, the fewer steps, because a step
+    costs as much as ``n_latents`` rollouts.
 
-    Inferred inputs have no gradient steps, only those of Gauss-Newton, more often, and after each
-    their prior is learned anew.
+    Inferred inputs take Gauss-Newton steps only, and more of them; after each, their prior is
+    learned anew.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class FreeInitialConditions(InitialConditions):
 
     @property
     def z0(self) -> Tensor:
-        """The initial conditions, one per row: a view of the table of all variables."""
+        """Initial conditions ``(n_trials, n_latents)``, a view of the table of latent variables."""
         return self.table[:, : self.n_latents]
 
     def _n_variables(self, n_bins: int) -> int:
-        """Of trials up to ``n_bins``."""
+        """Number of latent variables of a trial up to ``n_bins``."""
         return self.n_latents + (n_bins - 1) * self.model.n_inferred
 
     def draw(self, batch: Batch) -> Draw:
@@ -156,7 +156,7 @@ class FreeInitialConditions(InitialConditions):
             leaves = [draw.leaf for draw in draws if draw.leaf is not None]
             z0 = torch.stack([leaf.detach() for leaf in leaves])
             pulls = joint_prior([one.prior for one in several]).gradient(z0)
-            # The loss is that of the spikes, per entry.
+            # The loss is that of the spikes, per entry; the prior is added here.
             gradient = torch.stack(
                 [
                     leaf.grad - pull / batch.n_observed()
@@ -172,7 +172,7 @@ class FreeInitialConditions(InitialConditions):
         return move
 
     def inference(self) -> SemiAmortized:
-        # Inputs that are new, or of which the prior has changed, take more steps.
+        # Inputs that are new, or whose prior has changed, take more steps.
         return SemiAmortized(self.model, self.z0, max_iter=5 if self.model.inferring else 2)
 
     @torch.no_grad()
@@ -231,7 +231,7 @@ class FreeInitialConditions(InitialConditions):
         if "damping" in state:
             self.damping.copy_(state["damping"])
         self.adam.load_state_dict(state)
-        # As it was before the last Gauss-Newton step.
+        # The prior is older than the table: it was fitted before the last Gauss-Newton step.
         mean, precision = (
             state[f"prior.{name}"].to(self.table.device) for name in ("mean", "precision")
         )
@@ -239,7 +239,7 @@ class FreeInitialConditions(InitialConditions):
 
 
 class EncodedInitialConditions(InitialConditions):
-    """The encoder gives them, and is trained end to end (``inference="amortized"``)."""
+    """Initial conditions from an encoder trained end to end (``inference="amortized"``)."""
 
     def __init__(
         self,
@@ -262,14 +262,14 @@ class EncodedInitialConditions(InitialConditions):
 
     @staticmethod
     def make_step(several: Sequence[EncodedInitialConditions]) -> Move:
-        """Encoders' weights take their step with all other weights."""
+        """Make a function that does nothing: the optimizer trains the encoder's weights."""
         return lambda batches, draws, learning_rate: None
 
     def inference(self) -> Amortized:
         return Amortized(self.model)
 
     def end_epoch(self, epoch: int, horizon: int) -> None:
-        """The encoder's initial conditions do not lag behind the weights."""
+        """Do nothing: the encoder's initial conditions do not lag behind the weights."""
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self.encoder.parameters())
@@ -278,4 +278,4 @@ class EncodedInitialConditions(InitialConditions):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to load: the encoder is one of the weights."""
+        """Do nothing: the encoder's weights are part of the model."""

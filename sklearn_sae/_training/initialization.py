@@ -1,4 +1,4 @@
-"""Where a fit starts: readout and initial conditions from principal components."""
+"""Initialization of readout and initial conditions from principal components."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def pca_start(
     latent_scale: float,
     rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Start readout and initial conditions from a PCA of the log of the smoothed counts.
+    """Initialize readout and initial conditions by PCA of the output of smoothed counts.
 
-    The log is that of counts; the likelihood knows what output smoothed values stand for.
+    The output of counts is their log; see ``Likelihood.smoothed_output``.
 
     Returns the readout's weight ``(n_neurons, n_latents + 1)`` and the initial conditions
-    ``(n_trials, n_latents)``. Beyond the number of neurons there are no principal components: what
-    takes their place starts at a small random readout and at zero.
+    ``(n_trials, n_latents)``. Latents beyond the number of principal components start at a small
+    random readout and at zero.
 
-    The latents are the components in their own proportions, turned at random. Scaled to one size
-    each, those that hold nothing but noise would start as large as the signal, and the dynamics
-    would keep them busy with what is not in the data; unturned, some latents would be theirs alone.
+    The latents are the principal components in their own proportions, rotated at random. If each
+    were scaled to unit variance, components of noise would start as large as those of signal, and
+    the dynamics would fit them; without the rotation, some latents would hold noise only.
     """
     n_neurons = trials.n_neurons
     n_for_pca = max(1, MOST_VALUES_FOR_PCA // (trials.n_bins * n_neurons))
@@ -48,10 +48,10 @@ def pca_start(
     centred = np.nan_to_num(activity - mean)
     variances, directions, noise = _principal_components(centred, n_latents)
     n_found = len(variances)
-    # As in probabilistic PCA (Tipping & Bishop, 1999): what is no larger than the components left
-    # out is noise, and initial conditions would bring it in.
+    # As in probabilistic PCA (Tipping & Bishop, 1999), the variance of the components left out is
+    # noise, and its share in each component is removed from initial conditions.
     signal = np.clip(1 - noise / np.maximum(variances, 1e-12), 0.0, 1.0)
-    # Once turned, latents of ``latent_scale`` on average.
+    # Rotated latents then have a size of ``latent_scale`` on average.
     size = np.sqrt(max(variances.sum() / n_latents, 1e-6)) / latent_scale
     turn = np.linalg.qr(rng.normal(size=(n_latents, n_latents)))[0]
 
@@ -71,11 +71,12 @@ def pca_start(
 def _principal_components(
     centred: np.ndarray, n_components: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Variances, directions in columns, and the mean variance in all other directions.
+    """PCA of ``centred`` ``(n_rows, n_neurons)``.
 
-    Of rows fewer than neurons, the inner products of the rows have the same eigenvalues as the
-    covariance, but for zeros, at a cost that is cubic in the rows instead of in the neurons.
-    Directions without variance are then not among those returned.
+    Returns variances ``(n_found,)``, directions ``(n_neurons, n_found)``, and the mean variance in
+    all other directions. If there are fewer rows than neurons, the inner products of the rows are
+    diagonalised instead of the covariance: they have the same nonzero eigenvalues, and the time is
+    cubic in the rows. Directions without variance are then not returned.
     """
     n_rows, n_neurons = centred.shape
     if n_rows < n_neurons:
@@ -95,9 +96,9 @@ def _principal_components(
 def _smoothed_output(
     trials: Trials, likelihood: Likelihood, rows: np.ndarray, n_bins: int
 ) -> np.ndarray:
-    """Output that smoothed counts are the rates of ``(n_rows, n_bins, n_neurons)``.
+    """Output ``(n_rows, n_bins, n_neurons)`` whose rates are smoothed counts.
 
-    NaN where nothing was observed nearby, and after a trial's last observed bin.
+    It is NaN where nothing was observed nearby, and after a trial's last observed bin.
     """
     counts, observed = trials.read(rows, n_bins)
     smoothed = gaussian_filter1d(counts.astype(np.float32), SMOOTHING_BINS, axis=1, mode="constant")

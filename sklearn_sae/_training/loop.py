@@ -1,4 +1,4 @@
-"""The trainer: a generator of one record per epoch; its caller owns progress and stopping."""
+"""Training loop: a generator of one record per epoch; the caller decides when to stop."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["Member", "Record", "n_batches", "train"]
 
 @dataclass
 class Record:
-    """What one epoch of training did; ``losses`` has one of each model.
+    """Record of one epoch of training, with the loss of each model.
 
-    It is ``complete`` if the loss sees whole trials.
+    It is ``complete`` if the horizon is full, so that the loss sees whole trials.
     """
 
     epoch: int
@@ -34,21 +34,21 @@ class Record:
 
     @property
     def loss(self) -> float:
-        """The mean over models that have not diverged."""
+        """Mean loss of the models that have not diverged."""
         losses = np.array(self.losses)
         return float(losses[np.isfinite(losses)].mean())
 
 
 @dataclass
 class Member:
-    """A model in training, its trials' initial conditions, and its own random numbers."""
+    """Member of an ensemble: a model in training, its initial conditions and random generator."""
 
     model: SequentialAutoencoder
     initial_conditions: InitialConditions
     generator: torch.Generator
 
     def is_finite(self) -> bool:
-        """Whether all weights are."""
+        """Whether all weights are finite."""
         return all(weight.isfinite().all() for weight in self.model.parameters())
 
 
@@ -64,19 +64,19 @@ def train(
     device: torch.device,
     n_done: int = 0,
 ) -> Iterator[Record]:
-    """Fit dynamics, readout, likelihood and initial conditions; yields after every epoch.
+    """Fit dynamics, readout, likelihood and initial conditions; yields a record after every epoch.
 
-    Several members, of models that differ in their numbers only, are each fitted as if alone. But a
-    step of all takes little longer than that of one, while trials are few.
+    Several members, whose models differ only in the values of their weights, are each fitted as if
+    alone; with few trials, a step of all takes little longer than a step of one.
 
-    After any epoch training can go on in another call, if all that is given is as it was then and
-    ``n_done`` says how many epochs that were.
+    Another call can continue after any epoch, with the same arguments in the state that they had
+    then and the number of epochs done, ``n_done``.
     """
     models = [member.model for member in members]
     conditions = [member.initial_conditions for member in members]
     move = conditions[0].make_step(conditions)
 
-    # A function, so that what a step has made is gone before the next makes as much.
+    # A function, so that the memory of a step is freed before the next step.
     def step(
         rows: Sequence[np.ndarray], horizon: int, learning_rate: float, epoch: int
     ) -> list[float]:
@@ -112,18 +112,21 @@ def train(
 
 
 def shuffled(n_trials: int, batch_size: int, generator: torch.Generator) -> list[np.ndarray]:
-    """Rows of all trials in random order, in batches of nearly equal size."""
+    """Shuffle the indices of all trials, in batches of nearly equal size."""
     order = torch.randperm(n_trials, generator=generator, device="cpu").numpy()
     return np.array_split(order, n_batches(n_trials, batch_size))
 
 
 def n_batches(n_trials: int, batch_size: int) -> int:
-    """How many batches of about that size there are in an epoch."""
+    """Number of batches of about ``batch_size`` trials in an epoch."""
     return max(1, round(n_trials / batch_size))
 
 
 def check_losses(losses: Tensor, epoch: int) -> list[float]:
-    """As numbers, of which one at least must be finite: a diverging member harms no other."""
+    """Convert losses ``(n_models,)`` to numbers; at least one of them must be finite.
+
+    A member that diverges leaves the others alone.
+    """
     values = losses.tolist()
     if not np.isfinite(values).any():
         raise FloatingPointError(diverged(f"The loss became {values[0]}", epoch + 1))
@@ -131,7 +134,7 @@ def check_losses(losses: Tensor, epoch: int) -> list[float]:
 
 
 def diverged(what: str, epoch: int) -> str:
-    """What to tell the user."""
+    """Text of the error that a fit has diverged."""
     return (
         f"{what} in epoch {epoch}. Lower learning_rate or clip_norm; if counts are very large, use "
         "smaller bins."

@@ -1,11 +1,11 @@
 """Adam in a slowly rotating basis (SOAP) for weights; Adam row by row for initial conditions.
 
-Vector fields are badly conditioned: the directions that shape the slow dynamics have gradients
-orders of magnitude below the others, and mixed among the weights, where Adam's scaling of single
-coordinates cannot reach them. SOAP keeps running averages of ``G G^T`` and ``G^T G`` for each
-weight matrix, and runs Adam in their eigenbases. The weight matrices of a sequential autoencoder
-are small, so the extra cost is too, and far fewer steps are needed. Those that are small enough
-have one basis for all their numbers, that of ``g g^T`` with the gradient as a vector g.
+Vector fields are badly conditioned: directions that shape the slow dynamics have gradients orders
+of magnitude below the others, and are mixtures of many weights, which Adam's scaling of single
+weights cannot separate. SOAP keeps running averages of ``G G^T`` and ``G^T G`` of the gradient G of
+each weight matrix, and runs Adam in their eigenbases. The weight matrices of a sequential
+autoencoder are small, so the extra cost is small, and far fewer steps are needed. The smallest
+matrices have one eigenbasis, that of ``g g^T`` with the gradient flattened to a vector g.
 
 Reference: Vyas, Morwani, Zhao, Kwun, Shapira, Brandfonbrener, Janson & Kakade, "SOAP: Improving
 and Stabilizing Shampoo using Adam", ICLR 2025. Adam: Kingma & Ba, ICLR 2015. Decoupled weight
@@ -22,30 +22,30 @@ from torch import Tensor, nn
 
 __all__ = ["OPTIMIZERS", "RowAdam", "Soap"]
 
-#: Longer sides keep their own basis: an eigenbasis of many neurons costs more than it gives.
+#: Longer sides are not rotated: an eigenbasis of many neurons costs more than it gains.
 LARGEST_ROTATED_SIDE = 256
-#: Smaller weights are rotated as one vector, which knows how rows and columns go together. Of
-#: larger ones too few gradients are remembered for that.
+#: Weights of at most this size are rotated as one vector, so that correlations of rows and columns
+#: count. For larger ones the running average holds too few gradients.
 LARGEST_WHOLE = 256
-#: Share of a direction in all squared gradients that hardly turns it any more. Of what is smaller,
-#: rounding errors would decide, and with them of the fit.
+#: Directions with a smaller share of all squared gradients hardly rotate: rounding errors would
+#: decide their rotation, and thereby the fit.
 SMALLEST_TURNING_SHARE = 1e-3
-#: Of a direction's gradients to the largest: below it they are taken for rounding errors.
+#: Gradients of a direction below this ratio to the largest are taken for rounding errors.
 SMALLEST_RATIO = 1e-5
 FIRST_ROTATIONS = 10
 STEPS_BETWEEN_ROTATIONS = 20
 
 
 class _Moments:
-    """Running moments of one weight's gradient and, for SOAP, the bases they live in.
+    """Running moments of the gradient of one weight and, for SOAP, its eigenbases.
 
-    The first axis is that of models, which know nothing of each other. Means and squares are those
-    of the gradient as the bases show it.
+    ``mean`` and ``square`` are ``(n_models, ...)``, in the eigenbases; models are independent of
+    each other.
     """
 
     def __init__(self, weight: Tensor, rotate: bool) -> None:
         if rotate and weight[0].numel() <= LARGEST_WHOLE:
-            # A row: products of a row with many bases take a third of the time of a column's.
+            # As a row, because its products with many bases take a third of the time of a column's.
             weight = weight.reshape(len(weight), 1, -1)
         self.mean = torch.zeros_like(weight)
         self.square = torch.zeros_like(weight)
@@ -64,12 +64,12 @@ class _Moments:
                 n = pair[0].shape[1]
                 axes = torch.eye(n, dtype=gradient.dtype, device=gradient.device)
                 self.basis[side] = axes.repeat(len(gradient), 1, 1)
-                # An eigenvalue solver may fail on matrices of so low a rank.
+                # Not by an eigenvalue solver, which may fail on matrices of such a low rank.
                 for _ in range(FIRST_ROTATIONS):
                     self._rotate(side)
 
     def refresh_bases(self) -> None:
-        """One power iteration towards the eigenbasis, kept in order of the eigenvalues."""
+        """Take one power iteration towards the eigenbases, ordered by eigenvalues."""
         mean = self.out_of_basis(self.mean)
         for side in self.rotated:
             self._rotate(side)
@@ -84,11 +84,11 @@ class _Moments:
         of_square = order[:, :, None] if side == 1 else order[:, None]
         self.square = self.square.gather(side, of_square.expand_as(self.square))
         ordered = turned.gather(2, order[:, None].expand_as(turned))
-        # The Q of linalg.qr, without the time that R takes.
+        # Q as of linalg.qr, without the time for R.
         self.basis[side] = torch.linalg.householder_product(*torch.geqrf(ordered))
 
     def scale(self, correction: float) -> Tensor:
-        """What Adam divides by: root mean squares, but none that rounding errors could make."""
+        """Denominator of Adam, ``(n_models, ...)``: root mean squares, above rounding errors."""
         root = (self.square / correction).sqrt_()
         if not self.rotated:
             return root
@@ -120,10 +120,10 @@ class _Moments:
 
 
 class Soap:
-    """Optimise weights by Adam in rotating eigenbases; ``rotate=False`` leaves plain Adam.
+    """SOAP, which is Adam in rotating eigenbases; ``rotate=False`` gives plain Adam.
 
     Weight decay is decoupled, or else an L2 penalty. The ``weights`` may be those of ``n_models``
-    of one shape, one model after the other: each goes its own way.
+    models of the same shapes, one model after the other; they are optimized independently.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Soap:
         self.betas, self.weight_decay, self.eps = betas, weight_decay, eps
         self.decoupled = decoupled
         n_each = len(weights) // n_models
-        #: What is the same weight of every model.
+        #: For each weight, that weight of every model.
         self.groups: list[list[Tensor]] = [[*weights[i::n_each]] for i in range(n_each)]
         with torch.no_grad():
             self.moments = [_Moments(torch.stack(group), rotate) for group in self.groups]
@@ -149,7 +149,7 @@ class Soap:
 
     @torch.no_grad()
     def step(self, learning_rate: float, clip_norm: float | None) -> None:
-        """Follow the weights' gradients once, and clear them."""
+        """Take one step along the gradients of the weights, and clear these."""
         self.n_steps += 1
         beta1, beta2 = self.betas
         correct1, correct2 = 1 - beta1**self.n_steps, 1 - beta2**self.n_steps
@@ -171,7 +171,7 @@ class Soap:
                 moments.refresh_bases()
 
     def _gradients(self, clip_norm: float | None) -> list[tuple[list[Tensor], _Moments, Tensor]]:
-        """Groups that have gradients, and these ``(n_models, ...)``, no model's norm too large."""
+        """Groups that have gradients, with clipped gradients ``(n_models, ...)``."""
         moving = [
             (group, moments)
             for group, moments in zip(self.groups, self.moments, strict=True)
@@ -189,14 +189,14 @@ class Soap:
         return [(*of_group, gradient) for of_group, gradient in zip(moving, gradients, strict=True)]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step depends on beside the weights; not a copy."""
+        """State as named tensors, not copied, without the weights."""
         state = {"n_steps": torch.tensor([self.n_steps], dtype=torch.float64, device="cpu")}
         for i, moments in enumerate(self.moments):
             state |= {f"{i}.{name}": tensor for name, tensor in moments.state_dict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on as the optimizer whose ``state_dict`` this was."""
+        """Restore the state from a ``state_dict``."""
         self.n_steps = int(state["n_steps"])
         for i, (group, moments) in enumerate(zip(self.groups, self.moments, strict=True)):
             prefix = f"{i}."
@@ -216,9 +216,9 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 class RowAdam:
-    """Adam for tables of which a step touches some rows only; each row counts its own steps.
+    """Adam for tables of which a step updates some rows only; each row counts its own steps.
 
-    The tables have one shape. Moments are those of all: ``(n_tables, n_rows, n_columns)``.
+    All tables have the same shape. Moments are ``(n_tables, n_rows, n_columns)``.
     """
 
     def __init__(self, tables: Sequence[Tensor]) -> None:
@@ -229,23 +229,23 @@ class RowAdam:
         self._which = torch.arange(len(tables), device=self.mean.device)[:, None]
 
     def step(self, rows: Tensor, gradient: Tensor, learning_rate: float) -> None:
-        """Of each table's ``rows`` ``(n_tables, n)``, along ``(n_tables, n, n_columns)``."""
+        """Update ``rows`` ``(n_tables, n)`` by their ``gradient`` ``(n_tables, n, n_columns)``."""
         which = self._which, rows
         n_steps = self.n_steps[which] + 1
         mean = self.mean[which].lerp_(gradient, 0.1)
         square = self.square[which].lerp_(gradient.square(), 0.001)
         self.n_steps[which], self.mean[which], self.square[which] = n_steps, mean, square
-        # No epsilon beside the gradient's own size: a trial's gradient shrinks with the batch.
+        # A tiny epsilon, because a trial's gradient shrinks as the batch grows.
         step = mean.div_(square.sqrt_().add_(1e-15))
         step *= (1 - 0.999**n_steps).sqrt_() / (1 - 0.9**n_steps)
         for table, of_table, along in zip(self.tables, rows, step, strict=True):
             table.index_add_(0, of_table, along, alpha=-learning_rate)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next step depends on beside the tables; not a copy."""
+        """State as named tensors, not copied, without the tables."""
         return {"mean": self.mean, "square": self.square, "n_steps": self.n_steps}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on as the one whose ``state_dict`` this was."""
+        """Restore the state from a ``state_dict``."""
         for name, tensor in self.state_dict().items():
             tensor.copy_(state[name])

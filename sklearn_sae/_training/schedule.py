@@ -1,4 +1,4 @@
-"""What changes in the course of training: the learning rate and the horizon."""
+"""Schedules of the learning rate and the horizon."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["LEARNING_RATES", "Schedule"]
 
 
 def _one_cycle(progress: float) -> float:
-    """Rise for 30 % of training, fall for the rest, both as a cosine (Smith & Topin, 2019)."""
+    """Rise for 30 % of training, then fall, both as a cosine (Smith & Topin, 2019)."""
     peak = 0.3
     if progress < peak:
         return _cosine(1 / 25, 1.0, progress / peak)
@@ -21,7 +21,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def _exponential(progress: float) -> float:
-    """Rise for 10 % of training as a cosine, then fall to 1 % of the peak, ever more slowly."""
+    """Rise as a cosine for 10 % of training, then fall exponentially to 1 % of the peak."""
     peak = 0.1
     if progress < peak:
         return _cosine(1 / 25, 1.0, progress / peak)
@@ -37,7 +37,7 @@ LEARNING_RATES = {
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate and horizon as functions of progress, the share of training that is done."""
+    """Learning rate and horizon as functions of progress, the completed share of training."""
 
     learning_rate: float
     shape: str
@@ -50,7 +50,7 @@ class Schedule:
         return self.learning_rate * LEARNING_RATES[self.shape](progress)
 
     def horizon_at(self, progress: float) -> int:
-        """Bins the loss sees: all of them once ``horizon_growth`` of training is done."""
+        """Number of bins that the loss sees: all, once ``horizon_growth`` of training is done."""
         if progress >= self.horizon_growth:
             return self.n_bins
         start = min(self.horizon_start, self.n_bins)
