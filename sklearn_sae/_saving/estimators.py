@@ -1,4 +1,4 @@
-"""Fitted estimators as files: what of one goes into a file, and how it comes back."""
+"""Fitted estimators as files: packing, unpacking and checks."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Estimator = TypeVar("Estimator")
 
 __all__ = ["register", "save", "unpack"]
 
-#: A file names its class, and there are no others that it can name; see ``register``.
+#: Classes of estimators that a file can name; see ``register``.
 CLASSES: dict[str, type[Any]] = {}
 
-#: Learned attributes beside ``model_``: numbers, and arrays with their number of axes.
+#: Learned attributes other than ``model_``: types of numbers, dtypes and axes of arrays.
 NUMBERS = {
     "n_features_in_": int,
     "n_inputs_in_": int,
@@ -46,7 +46,7 @@ ARRAYS = {
     "validation_scores_": ("float64", 1),
     **{name: ("float64", 1) for likelihood in LIKELIHOODS.values() for name in likelihood.names},
 }
-#: What an estimator says of the fit itself; all else is the fitted model's.
+#: Learned attributes that describe the fit; all others are those of the fitted model.
 OF_THE_FIT = {
     "n_features_in_",
     "n_inputs_in_",
@@ -60,12 +60,12 @@ OF_THE_FIT = {
 LISTS = ("loss_curve_", "validation_scores_")
 ALWAYS = {"n_features_in_", "n_inputs_in_", "n_iter_", "null_rates_", "loss_curve_"}
 
-#: What the names of the network's weights begin with, in a file.
+#: Prefix of the names of the network's weights in a file.
 MODEL = "model_."
 
 
 def register(cls: type[Estimator]) -> type[Estimator]:
-    """Let files name this class of estimators; to be used as a decorator."""
+    """Decorate a class of estimators that files can name."""
     CLASSES[cls.__name__] = cls
     return cls
 
@@ -81,7 +81,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
         )
     content, arrays = pack(estimator)
     try:
-        # Better now than when the estimator is gone.
+        # An error now is better than one after the estimator is gone.
         unpack(content, arrays)
     except Exception as error:
         raise ValueError(
@@ -92,7 +92,7 @@ def save(estimator: Any, path: str | os.PathLike[str]) -> None:
 
 
 def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
-    """A fitted estimator as what JSON can hold, and arrays."""
+    """Convert a fitted estimator to content for JSON and arrays."""
     name = type(estimator).__name__
     parameters = estimator.get_params(deep=False)
     fitted: FittedModel = estimator._fitted_model
@@ -109,7 +109,7 @@ def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
     content = {
         "class": name,
         "parameters": encode_parameters(parameters, name, "use joblib.dump"),
-        # The network is that of the fit, whatever set_params did after it.
+        # Parameters at the time of the fit, which describe the network: set_params changes others.
         "fitted_with": encode_parameters(fitted.settings, name, "use joblib.dump"),
         "learned": {
             attribute: encode(learned[attribute]) for attribute in NUMBERS if attribute in learned
@@ -130,7 +130,7 @@ def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
-    """The estimator of which ``pack`` made these, or an error that says what is wrong with them."""
+    """Convert content and arrays of ``pack`` to an estimator; ValueError if they are invalid."""
     _check_names(content, ("class", "parameters", "fitted_with", "learned", "versions"), ())
     if content["class"] not in [*CLASSES]:
         raise ValueError(f"it holds a {content['class']!r}, and not one of {', '.join(CLASSES)}")
@@ -203,7 +203,7 @@ def _check_names(found: Iterable[str], needed: Iterable[str], possible: Iterable
 
 
 def _check_learned(learned: dict[str, Any], fitted_with: Any) -> None:
-    """Refuse learned attributes of the wrong kind or shape, or that do not fit each other."""
+    """Refuse learned attributes whose types or shapes are wrong or do not fit each other."""
     of_neurons = ("null_rates_", *LIKELIHOODS[fitted_with.likelihood].names)
     needed = ALWAYS | set(of_neurons) | set(INFERENCES[fitted_with.inference].learned)
     _check_names(learned, needed, {*NUMBERS, *ARRAYS})
@@ -232,11 +232,11 @@ def _check_learned(learned: dict[str, Any], fitted_with: Any) -> None:
 def _build_network(
     fitted_with: Any, learned: dict[str, Any], weights: dict[str, np.ndarray]
 ) -> SequentialAutoencoder:
-    """The network that ``fitted_with`` describes, with these weights."""
+    """Build the network that ``fitted_with`` describes, with these weights."""
     if learned["n_inputs_in_"] < 0:
         raise ValueError(f"its n_inputs_in_ is {learned['n_inputs_in_']}")
     try:
-        # Shapes only: a size that a file claims takes no memory before its weights prove to fit.
+        # Shapes only, so that false sizes in a file take no memory before weights are checked.
         network = fitted_with._build_network(learned["null_rates_"], learned["n_inputs_in_"], None)
     except (OverflowError, RuntimeError, TypeError) as error:
         raise ValueError("no network can have the sizes it gives") from error

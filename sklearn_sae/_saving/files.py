@@ -1,7 +1,6 @@
-"""One file: named arrays as safetensors, and a JSON document in their header.
+"""Files of named arrays in the safetensors format, with a JSON document in the header.
 
-Nothing in it is code. A checksum tells damage from data, and a file is replaced as a whole or not
-at all.
+They hold no code. A checksum detects damage, and a file is replaced as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ __all__ = [
     "write",
 ]
 
-#: Raise it when files change so that earlier versions of the package would misread them.
+#: To be raised when files change so that earlier versions of the package would misread them.
 FORMAT_VERSION = 1
-#: The entry of the safetensors header that holds ours.
+#: Name of the entry in the safetensors header.
 ENTRY = "sklearn_sae"
-#: A header is a few kilobytes; one that claims to be huge is not worth the memory of reading it.
+#: Headers have a few kilobytes; larger ones are not read, to save memory.
 LARGEST_HEADER = 2**18
 DTYPES = ("F32", "F64", "U8")
-#: In seconds. No write takes as long, so a file of one that is this old is of one that was killed.
+#: Seconds after which a temporary file is that of a write that was killed.
 LEFT_OVER = 3600.0
 
 
@@ -51,12 +50,12 @@ class Damaged(ValueError):
 
 
 def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndarray]) -> None:
-    """Write ``content``, which JSON can hold, and ``arrays``; what stood there goes last.
+    """Write ``content`` for JSON and ``arrays``; an existing file is replaced only at the end.
 
-    Raises IsADirectoryError if ``path`` names a folder, FileNotFoundError if it is in none, and any
-    other OSError as it comes.
+    Raises IsADirectoryError if ``path`` names a folder, FileNotFoundError if its folder does not
+    exist, or any other OSError.
     """
-    # A link keeps pointing at the file.
+    # The target of a link is replaced, not the link.
     target = Path(path).resolve()
     if names_folder(path) or target.is_dir():
         raise IsADirectoryError(
@@ -65,7 +64,7 @@ def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndar
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {target.parent}.")
-    # safetensors copies memory as it lies.
+    # safetensors copies memory, whatever its strides.
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     entry = {
         "format_version": FORMAT_VERSION,
@@ -79,14 +78,14 @@ def write(path: str | os.PathLike[str], content: dict, arrays: dict[str, np.ndar
 
 
 def names_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether ``path`` can only be that of a folder, be there one or not: ``Path`` forgets it."""
+    """Whether ``path`` can only name a folder, by an ending such as "/" that ``Path`` drops."""
     return os.path.basename(os.fspath(path)) in ("", os.curdir, os.pardir)
 
 
 def remove_leftovers(target: Path, older_than: float = LEFT_OVER) -> None:
-    """Delete what writes to ``target`` that were killed have left beside it.
+    """Delete temporary files that killed writes to ``target`` have left beside it.
 
-    Others may be writing there right now, so only what is ``older_than`` so many seconds.
+    Only files ``older_than`` this many seconds are deleted: another write may be going on.
     """
     with suppress(OSError):
         for left in target.parent.glob(_temporary_name(target, "*")):
@@ -95,13 +94,13 @@ def remove_leftovers(target: Path, older_than: float = LEFT_OVER) -> None:
 
 
 def _temporary_name(target: Path, token: str) -> str:
-    # Not the name itself: with more before and after, it might be too long for a file.
+    # A hash, because the name with a prefix and a suffix might be too long for a file.
     owner = hashlib.sha256(target.name.encode(errors="surrogateescape")).hexdigest()[:16]
     return f".sklearn_sae-{owner}-{token}.tmp"
 
 
 def _replace(target: Path, data: bytes) -> None:
-    """Put ``data`` in the place of ``target`` once it lies on the disk, safe and whole."""
+    """Replace ``target`` by ``data`` once these are completely on the disk."""
     remove_leftovers(target)
     temporary = target.with_name(_temporary_name(target, secrets.token_hex(8)))
     try:
@@ -118,10 +117,10 @@ def _replace(target: Path, data: bytes) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict, dict[str, np.ndarray]]:
-    """Content and arrays of a file that ``write`` wrote.
+    """Read content and arrays of a file that ``write`` wrote.
 
-    Raises FileNotFoundError if there is none, Foreign, Damaged, ValueError if it is newer, and any
-    other OSError as it comes. What can be done about it depends on the file, and the caller says.
+    Raises FileNotFoundError if there is none, Foreign, Damaged, ValueError if it is of a newer
+    format, or any other OSError. The caller says what can be done about it.
     """
     with open(path, "rb") as file:
         header_size = _header_size(file.read(8))
@@ -150,7 +149,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _entry(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dict:
-    """Our part of the header, of a format that can be read."""
+    """Decode and check the entry of the header."""
     if not metadata or ENTRY not in metadata:
         raise _foreign(path)
     try:
@@ -169,12 +168,12 @@ def _entry(path: str | os.PathLike[str], metadata: dict[str, str] | None) -> dic
 
 
 def _header_size(data: bytes) -> int:
-    """What the first 8 bytes of a safetensors file say."""
+    """Size of the header, from the first 8 bytes of a safetensors file."""
     return int.from_bytes(data[:8], "little")
 
 
 def _aligned(array: np.ndarray) -> np.ndarray:
-    # Sums over memory that starts elsewhere in a cache line may differ in their last bit.
+    # The alignment of memory may change the last bit of sums.
     return torch.from_numpy(array).clone().numpy()
 
 
@@ -183,7 +182,7 @@ def _dump(content: Any) -> str:
 
 
 def checksum(content: Any, arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of what JSON can hold, and arrays."""
+    """SHA-256 hash of content for JSON, and of arrays."""
     digest = hashlib.sha256(_dump(content).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype.name} {array.shape}".encode())

@@ -1,6 +1,6 @@
 """Parameter values as JSON, and back with their types.
 
-JSON has no tuples, no arrays, no infinity. Such a value becomes an object with one key, its kind:
+JSON has no tuples, arrays or infinity. Such a value becomes an object with one key, its kind:
 ``(16, 16)`` is ``{"tuple": [16, 16]}``, ``np.int64(3)`` is ``{"int64": 3}``.
 """
 
@@ -27,7 +27,7 @@ TWISTER_WORDS = 624
 
 
 def encode(value: Any) -> Any:
-    """``value`` in JSON's types; TypeError if it is of a kind that is not stored."""
+    """Convert ``value`` to types of JSON; TypeError if a file cannot hold it."""
     # Before Python's own numbers: np.float64 is a float.
     if isinstance(value, np.ndarray | np.generic) and value.dtype.name in NUMPY_KINDS:
         return {value.dtype.name: encode(value.tolist())}
@@ -52,7 +52,7 @@ def encode(value: Any) -> Any:
 
 
 def encode_parameters(parameters: dict[str, Any], name: str, way_out: str) -> dict[str, Any]:
-    """Parameters of an estimator of class ``name``; TypeError if a file cannot hold one."""
+    """Encode parameters of an estimator of class ``name``; TypeError if a file cannot hold one."""
     encoded = {}
     for parameter, value in parameters.items():
         try:
@@ -81,7 +81,7 @@ def _encode_random_state(random_state: np.random.RandomState) -> dict[str, Any]:
 
 
 def decode(value: Any) -> Any:
-    """What ``encode`` was given. Of JSON that it did not write, any error may come."""
+    """Convert the result of ``encode`` back; other JSON may raise any error."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):
@@ -93,7 +93,7 @@ def decode(value: Any) -> Any:
 
 
 def _decode_numpy(kind: str, content: Any) -> Any:
-    # Indexed with nothing, an array of no dimensions is a number, and any other is itself.
+    # The index () makes a number of an array without dimensions, and leaves others as they are.
     return np.array(decode(content), dtype=kind)[()]
 
 
