@@ -1,4 +1,4 @@
-"""How NODESAE and RNNSAE are fitted."""
+"""Base class of NODESAE and RNNSAE: fitting."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ from ._training.schedule import Schedule
 __all__ = ["BaseSAE"]
 
 
-#: Likelihoods of data that are never below zero.
+#: Likelihoods of data that are never negative.
 COUNTED = [name for name, likelihood in LIKELIHOODS.items() if likelihood.of_counts]
 
-#: What a fit says of its validation trials, if it has any.
+#: Learned attributes of fits with validation trials.
 OF_VALIDATION = ("init_scores_", "validation_scores_", "best_validation_score_")
 
-#: Parameters that decide what weights mean. Others may differ in a fit that goes on with them,
-#: among them how exactly the same differential equation is solved.
+#: Parameters that decide what weights mean. A fit that goes on with the weights (``warm_start``)
+#: may change others, such as the solver of the same differential equation.
 STRUCTURAL = (
     "n_latents",
     "hidden_sizes",
@@ -66,7 +66,7 @@ STRUCTURAL = (
     "inference",
     "encoder_size",
 )
-#: Some of them do so only with a certain value of another, if there is that one.
+#: Those of them that matter only with a certain value of another parameter, if that exists.
 ONLY_WITH = {
     "hidden_sizes": ("cell", "mlp"),
     "activation": ("cell", "mlp"),
@@ -75,10 +75,10 @@ ONLY_WITH = {
 
 
 def _is_one_of_many() -> bool:
-    """Whether joblib runs this, as it runs the fits of every search and cross-validation.
+    """Whether joblib runs this fit, as in every search and cross-validation.
 
-    In a process of joblib's as in this one: the frames below are joblib's. A step of a pipeline is
-    run by its cache (``joblib.memory``), and the refit at the end of a search by no joblib at all.
+    Then ``joblib.parallel`` is among the frames below, in this process or in one of joblib's. It is
+    not in a pipeline, which uses ``joblib.memory``, nor in the refit at the end of a search.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -91,16 +91,16 @@ def _is_one_of_many() -> bool:
 class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     FittedMixin, TransformerMixin, BaseEstimator, auto_wrap_output_keys=None, metaclass=ABCMeta
 ):
-    """Sequential autoencoder; subclasses say which dynamics to build."""
+    """Base class of sequential autoencoders; subclasses build the dynamics."""
 
     def __init_subclass__(cls, auto_wrap_output_keys=None, **kwargs):
         """Keep scikit-learn from wrapping three-dimensional latents in data frames."""
-        # Every subclass would ask for it anew: its default is to wrap.
+        # Passed on for every subclass, because the default is to wrap.
         super().__init_subclass__(auto_wrap_output_keys=auto_wrap_output_keys, **kwargs)
 
     @abstractmethod
     def _build_dynamics(self, generator: torch.Generator | None) -> Dynamics:
-        """Fresh dynamics, drawn from ``generator``; without one, their shapes only."""
+        """Build dynamics with weights drawn from ``generator``, or only shapes without one."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     @own_torch_state(grad=True)
@@ -128,12 +128,12 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         Warns
         -----
         ConvergenceWarning
-            If training was interrupted (Ctrl-C); the model as it stands is kept. In a search, a
-            cross-validation or whatever else has joblib run its fits, KeyboardInterrupt is raised
-            instead, and ends them all.
+            If training was interrupted (Ctrl-C); the model is kept as it stands. If joblib runs the
+            fit, as in a search or a cross-validation, KeyboardInterrupt is raised instead and ends
+            all fits.
         UserWarning
-            If there are no spikes, counts of more than 100,000, or a few entries that carry much of
-            what the likelihood has to explain, as artefacts do.
+            If there are no spikes, counts of more than 100,000, or artefacts: a few entries that
+            dominate the likelihood.
         """
         continued = self.warm_start and hasattr(self, "model_")
         self._check_fit(y, continued)
@@ -153,8 +153,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         for name in OF_VALIDATION:
             learner.__dict__.pop(name, None)
         if continued:
-            # Units stay, because the weights rest on them; the null model becomes that of these
-            # trials, but for neurons of which they tell nothing.
+            # Units stay, because the weights depend on them; the null model becomes that of these
+            # trials, except for neurons that they do not observe.
             units = self._fitted_model.units
             null_rates = training.mean_counts(unobserved=self.null_rates_)
         else:
@@ -202,7 +202,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         return self.fit(X, y, inputs=inputs).transform(X, inputs=inputs)
 
     def _check_fit(self, y: Any, continued: bool) -> None:
-        """Refuse parameters that do not go together, or not with the last fit."""
+        """Refuse parameters that do not fit each other, or the last fit (``warm_start``)."""
         if self.n_inferred_inputs and self.inference == "amortized":
             raise ValueError(
                 f"n_inferred_inputs={self.n_inferred_inputs} needs the posterior of the inputs, "
@@ -220,7 +220,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self._check_structure()
 
     def _check_structure(self) -> None:
-        """Refuse to go on (``warm_start``) with parameters that give weights another meaning."""
+        """Refuse a warm start whose parameters change the meaning of the weights."""
         old, new = self._fitted_model.settings, self.get_params(deep=False)
         for name in STRUCTURAL:
             other, value = ONLY_WITH.get(name, (None, None))
@@ -234,7 +234,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 )
 
     def _warn_of_data(self, trials: Trials, null_rates: np.ndarray, of_counts: bool) -> None:
-        """Warn of what can hardly be meant, in all trials: it is named by its place in X."""
+        """Warn of artefacts or a lack of spikes in all trials, which have the indices of X."""
         if of_counts and not null_rates.any():
             warnings.warn(
                 "X has no spikes at all: there is nothing to learn, and scores will be NaN. Look "
@@ -245,7 +245,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         warn_of_artefacts(trials, null_rates, of_counts, stacklevel=6)
 
     def _split(self, trials: Trials, seeds: list[int]) -> tuple[Trials, Trials | None]:
-        """Trials to fit, and those to judge by when to stop or which model to keep."""
+        """Split into training trials, and validation trials if there is a use for them."""
         if not self.early_stopping and len(seeds) == 1:
             return trials, None
         if len(trials) == 1:
@@ -268,7 +268,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         continued: bool,
         device: torch.device,
     ) -> Member:
-        """A network and initial conditions to begin with; ``mean_counts`` are in its units."""
+        """Make a member to train; ``mean_counts`` ``(n_neurons,)`` are in units of the network."""
         generator = torch.Generator(device="cpu").manual_seed(seed)
         start = self._continue if continued else self._start
         network, variables = start(training, mean_counts, seed, generator)
@@ -295,9 +295,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
     def _continue(
         self, training: Trials, mean_counts: np.ndarray, seed: int, generator: torch.Generator
     ) -> tuple[SequentialAutoencoder, Tensor]:
-        """Go on from the last fit (``warm_start``), and from where its trials stood."""
+        """Start from the network and the latent variables of the last fit (``warm_start``)."""
         variables = self._fitted_model.infer_again(training)
-        # A copy, built from the parameters of today: a fit that fails leaves the old model whole.
+        # A copy with the present parameters: a fit that fails leaves the old model as it was.
         network = self._build_network(mean_counts, self.n_inputs_in_, generator)
         network.load_state_dict(self.model_.state_dict())
         network.likelihood.refit_null(training, mean_counts)
@@ -310,7 +310,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         generator: torch.Generator | None,
         likelihood: Likelihood | None = None,
     ) -> SequentialAutoencoder:
-        """A fresh network with a readout of zeros; without a ``generator``, its shapes only."""
+        """Build a network with a readout of zeros, or only shapes without a ``generator``."""
         device = "meta" if generator is None else "cpu"
         n_neurons = len(mean_counts)
         readout = LinearReadout(n_neurons, self.n_latents, device)
@@ -414,7 +414,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                 for record in records:
                     self.n_iter_ = record.epoch
                     for i, loss in enumerate(record.losses):
-                        # Others may go on.
+                        # A member that has stopped waits for the others.
                         if not (state.stoppers and state.stoppers[i].stopped):
                             state.loss_curves[i].append(loss)
                     progress.update()
@@ -426,7 +426,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
                         checkpoint.write(state, record.epoch)
             except KeyboardInterrupt:
                 if _is_one_of_many():
-                    # The others should not go on either, nor this one be scored as if it were done.
+                    # The other fits should end too, and this one not be scored as if it were done.
                     raise
                 finished = False
                 kept = "the model as it stands is kept"
@@ -445,9 +445,9 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         return finished
 
     def _fitted(self, member: Member, null_rates: np.ndarray, units: Units) -> FittedModel:
-        """What a member has learned, but for the error of the model."""
+        """Make the fitted model of a member, without its model variance."""
         settings = self.get_params(deep=False)
-        # The network does not depend on it, and an instance moves on.
+        # The network does not depend on random_state, and drawing changes a RandomState instance.
         settings.pop("random_state", None)
         # A copy, because a list may be changed in place.
         settings = copy.deepcopy(settings)
@@ -462,7 +462,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         validation: Trials | None,
         device: torch.device,
     ) -> None:
-        """Be the member that does best on ``validation``, if there are several."""
+        """Keep the member with the best score of ``validation`` trials, if there are several."""
         best = 0
         if len(fitted) > 1:
             assert validation is not None
@@ -519,12 +519,12 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         return self.batch_size
 
     def set_output(self, *, transform=None):
-        """Refuse any container but NumPy arrays: latents are three-dimensional.
+        """Refuse any container other than NumPy arrays, because latents are three-dimensional.
 
         Parameters
         ----------
         transform : {"default", None}
-            Only these are possible.
+            Container of the output of ``transform``; both values mean NumPy arrays.
 
         Returns
         -------
@@ -541,7 +541,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         return self
 
     def __sklearn_tags__(self):
-        """Tell scikit-learn what goes in and out."""
+        """Tags that tell scikit-learn which input and output the estimator has."""
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.three_d_array = True

@@ -1,4 +1,4 @@
-"""What a fitted model is good for: latents, rates, scores, forecasts, simulations."""
+"""Methods of fitted estimators: latents, rates, scores, forecasts, simulations."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def _infers_inputs(estimator: Any) -> bool:
 
 
 class FittedMixin:
-    """Methods of an estimator that is fitted; how it is fitted is not their business."""
+    """Methods of fitted estimators, all of which use the fitted model only."""
 
-    # Pipeline.score always routes it, as None, and asks that it be known.
+    # Pipeline.score always routes sample_weight, as None, and requires a request for it.
     __metadata_request__score: ClassVar = {"sample_weight": None}
 
-    # A parameter, and what fit learns.
+    # Parameters, and attributes that fit sets.
     device: str | torch.device
     n_inferred_inputs: int
     n_inputs_in_: int
@@ -56,16 +56,16 @@ class FittedMixin:
     model_variance_: float
 
     def __getattr__(self, name: str) -> Any:
-        """Look up what the fitted model has learned, which depends on its likelihood and kind."""
+        """Look up a learned attribute of the fitted model; parameters decide which there are."""
         fitted = self.__dict__.get("_fitted_model")
         learned = {} if fitted is None else fitted.learned()
         if name in learned:
             return learned[name]
-        # The usual error; that of a property, which has found nothing, if it is one.
+        # Raise the usual error or, if it is a property, the error of that.
         return object.__getattribute__(self, name)
 
     def __dir__(self):
-        """List what was learned, too."""
+        """List attributes, with the learned ones of the fitted model."""
         fitted = self.__dict__.get("_fitted_model")
         return [*super().__dir__(), *({} if fitted is None else fitted.learned())]
 
@@ -76,11 +76,10 @@ class FittedMixin:
         ----------
         X : array of shape (n_trials, n_bins, n_neurons), or list of (n_bins_i, n_neurons)
             Spike counts; NaN = not observed. The number of bins may differ from that in ``fit``.
-            Counts of neurons that never fired in ``fit`` are taken as not observed, here and in all
-            methods: the model knows nothing of them.
+            Counts of neurons that never fired in ``fit`` are taken as not observed, in all methods.
         return_std : bool, default=False
-            Return standard deviations too; only if ``inference="semi-amortized"``. They hold what
-            the trial's spikes leave open (Laplace approximation) and the error of the model
+            Return standard deviations too; only if ``inference="semi-amortized"``. They combine the
+            posterior given the model (Laplace approximation) and the error of the model
             (``model_variance_``).
         inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
             Known inputs, if and only if ``fit`` had them.
@@ -111,13 +110,12 @@ class FittedMixin:
             Spike counts; NaN = not observed.
         return_std : bool, default=False
             Return standard deviations too; only if ``inference="semi-amortized"``. The posterior of
-            a rate is lognormal, with the predicted rate m as its median and the standard deviation
-            m sqrt((exp(v) - 1) exp(v)), v being the variance of the log-rate: what the trial's
-            spikes leave open (Laplace approximation) and ``model_variance_``. With
-            ``likelihood="gaussian"`` it is Gaussian. The noise of the data around the rate is not
-            part of it. With inferred inputs the rate given is the posterior's mean,
-            m exp(w / 2), w being v without ``model_variance_``, and 0.25 at most: beyond, the
-            approximation says little.
+            a rate is lognormal with the predicted rate m as its median and the standard deviation
+            m sqrt((exp(v) - 1) exp(v)). The variance v of the log-rate is the sum of its posterior
+            variance w given the model (Laplace approximation) and of ``model_variance_``. With
+            ``likelihood="gaussian"`` the posterior is Gaussian. The noise of the data around the
+            rate is not included. With inferred inputs the predicted rate is the posterior mean
+            m exp(w / 2), with w limited to 0.25, beyond which the approximation is poor.
         inputs : array of shape (n_trials, n_bins, n_inputs), or list of (n_bins_i, n_inputs)
             Known inputs, if and only if ``fit`` had them.
 
@@ -142,7 +140,7 @@ class FittedMixin:
         return _map(units.to_data, rates)
 
     def inverse_transform(self, X):
-        """Rates of given latents.
+        """Compute the rates of given latents.
 
         Parameters
         ----------
@@ -162,7 +160,7 @@ class FittedMixin:
         return self._fitted_model.units.to_data(rates)
 
     def score(self, X, y=None, *, inputs=None):
-        """Held-out bits per spike: higher is better, 0 is a constant rate per neuron.
+        """Compute held-out bits per spike: higher is better, 0 is a constant rate per neuron.
 
         This is co-smoothing [1]_: in every trial a seeded 20 % of the observed neurons (at least
         one) is hidden, the others are used to infer the trial's latents, and the predicted rates of
@@ -173,10 +171,10 @@ class FittedMixin:
         it is bits per hidden entry. Neurons that never fired in ``fit`` are left out: against a
         rate of zero, one spike in another trial would outweigh all else.
 
-        Both log-likelihoods are of the model's own family. The null model has dispersions, or
-        variances, of its own, learned in the same way around constant rates: what its rates leave
-        unexplained is noise to it, so that more bits mean better rates, not noise better described.
-        Scores of two likelihoods have two null models, and do not compare.
+        Both models have the same likelihood. The null model has dispersions, or variances, of its
+        own, learned in the same way around constant rates, so that more bits mean better rates and
+        not a better description of noise. Scores of different likelihoods have different null
+        models, and cannot be compared.
 
         Parameters
         ----------
@@ -195,8 +193,7 @@ class FittedMixin:
         Warns
         -----
         UserWarning
-            If the score is NaN, or a few entries carry much of what the likelihood has to explain,
-            as artefacts do.
+            If the score is NaN, or there are artefacts: a few entries that dominate the likelihood.
 
         References
         ----------
@@ -252,9 +249,9 @@ class FittedMixin:
         -------
         inferred : float32 array of shape (n_trials, n_bins, n_inferred_inputs), or list of arrays
         (n_bins_i, n_inferred_inputs)
-            Posterior mean of the inputs. Those of a bin move the latents between it and the next,
-            along the columns of ``inferred_input_matrix_``. In the last bin, where nothing follows
-            that could tell, the mean is the prior's, given the bin before. A list if ``X`` was one.
+            Posterior mean of the inputs. Inputs of a bin move the latents between it and the next,
+            along the columns of ``inferred_input_matrix_``. In the last bin, which no spikes
+            follow, it is the prior mean given the bin before. A list if ``X`` was one.
         std : as inferred
             Their standard deviations, only if ``return_std``.
         """
@@ -266,8 +263,8 @@ class FittedMixin:
     def forecast(self, X, n_bins, *, inputs=None):
         """Predict the rates in the bins that follow each trial.
 
-        Inferred inputs are taken to go on as their prior's mean does, given the trial: they decay
-        from bin to bin by their correlation.
+        Future inferred inputs are the prior mean given the trial's last ones: they decay from bin
+        to bin by their correlation.
 
         Parameters
         ----------
@@ -296,9 +293,9 @@ class FittedMixin:
         return self._fitted_model.units.to_data(np.concatenate(ahead))
 
     def simulate(self, z0, n_bins, *, inputs=None):
-        """Let the dynamics run freely.
+        """Simulate the dynamics from given states.
 
-        Inferred inputs are zero, as their prior's mean is.
+        Inferred inputs are zero, their prior mean.
 
         Parameters
         ----------
@@ -307,7 +304,7 @@ class FittedMixin:
         n_bins : int
             Bins to run for, the first included.
         inputs : array of shape (n_trials, n_bins, n_inputs) or (n_bins, n_inputs)
-            Known inputs, if and only if ``fit`` had them. Pass zeros to run without.
+            Known inputs, if and only if ``fit`` had them. Pass zeros to simulate without inputs.
 
         Returns
         -------
@@ -347,17 +344,18 @@ class FittedMixin:
         Parameters
         ----------
         path : str or path-like
-            The file, best named ``*.safetensors``. One that is there is replaced, and only when the
-            new one is whole: a save that fails leaves it as it was.
+            File to write, best named ``*.safetensors``. An existing file is replaced once the new
+            one is complete: a save that fails leaves it as it was.
 
         Raises
         ------
         NotFittedError
             If the estimator is not fitted.
         TypeError
-            If it is of a class of your own, or has a parameter that a file cannot hold.
+            If the estimator is of a class of your own, or has a parameter that a file cannot hold.
         ValueError
-            If it has attributes that are neither parameters nor learned, or was changed by hand.
+            If the estimator has attributes that are neither parameters nor learned, or was changed
+            by hand.
         OSError
             If the file cannot be written, or ``path`` names a folder (``"new/"``).
 
@@ -384,7 +382,7 @@ class FittedMixin:
         return np.array([f"latent{i}" for i in range(self._n_fitted_latents)], dtype=object)
 
     def __sklearn_is_fitted__(self):
-        """Whether there is a model: a fit that failed may have left other attributes."""
+        """Whether there is a fitted model: a fit that failed may have left other attributes."""
         return "_fitted_model" in self.__dict__
 
     # ------------------------------------------------------------------ shared by all of these
@@ -395,26 +393,26 @@ class FittedMixin:
 
     @property
     def input_matrix_(self) -> np.ndarray:
-        """By what the latents jump for each known input, ``(n_latents, n_inputs_in_)``."""
+        """Change ``(n_latents, n_inputs_in_)`` of the latents per unit of each known input."""
         if not getattr(self, "n_inputs_in_", 0):
             raise AttributeError("there is no input_matrix_ before a fit with known inputs")
         return self._inputs.known.numpy().copy()
 
     @property
     def inferred_input_matrix_(self) -> np.ndarray:
-        """Unit directions of the inferred inputs among latents, one per column."""
+        """Unit vectors along which inferred inputs move latents ``(n_latents, n_inferred)``."""
         _infers_inputs(self)
         return self._inputs.matrix().numpy().copy()
 
     @property
     def inferred_input_std_(self) -> np.ndarray:
-        """Standard deviation of each inferred input, as learned; near zero it is not needed."""
+        """Prior standard deviation ``(n_inferred,)`` of inferred inputs, near 0 if not needed."""
         _infers_inputs(self)
         return self._inputs.variance.sqrt().numpy().copy()
 
     @property
     def inferred_input_correlation_(self) -> np.ndarray:
-        """Correlation of each inferred input from one bin to the next, as learned."""
+        """Prior correlation ``(n_inferred,)`` of inferred inputs from bin to bin."""
         _infers_inputs(self)
         return self._inputs.correlation.numpy().copy()
 
@@ -427,7 +425,7 @@ class FittedMixin:
     def _checked(
         self, X: Any, inputs: Any, n_ahead: int = 0, *, stacklevel: int
     ) -> tuple[Trials, torch.device]:
-        """Checked trials, and the device to infer them on."""
+        """Check trials and the device to infer them on."""
         check_is_fitted(self)
         of_counts = self.model_.likelihood.of_counts
         trials = check_trials(self, X, inputs, reset=False, of_counts=of_counts, n_ahead=n_ahead)
@@ -438,9 +436,10 @@ class FittedMixin:
     def _per_bin(
         self, X: Any, inputs: Any, compute: Callable[[Posterior], tuple[Tensor, ...]]
     ) -> tuple[Any, ...]:
-        """What ``compute`` gives of every bin, as arrays or, if ``X`` is a list, lists of arrays.
+        """Compute values of every bin from posteriors, as arrays or, if ``X`` is one, as lists.
 
-        Its tensors are ``(n_bins, n_values, n_trials)``.
+        ``compute`` returns tensors ``(n_bins, n_values, n_trials)``, which become arrays
+        ``(n_trials, n_bins, n_values)``, or arrays ``(n_bins_i, n_values)`` in a list.
         """
         with own_torch_state():
             trials = self._checked(X, inputs, stacklevel=5)
@@ -459,7 +458,7 @@ class FittedMixin:
     def _on_states(
         self, z: Any, compute: Callable[[SequentialAutoencoder, Tensor], Tensor]
     ) -> np.ndarray:
-        """Apply ``compute`` to states ``(..., n_latents)``, one per column, on the CPU."""
+        """Apply ``compute`` to states ``(..., n_latents)`` as columns ``(n_latents, n_states)``."""
         check_is_fitted(self)
         states = check_latents(z, self._n_fitted_latents, "latents")
         with own_torch_state():

@@ -1,4 +1,4 @@
-"""Estimators back from files."""
+"""Loading of estimators from files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["load"]
 def load(path: str | os.PathLike[str]) -> BaseSAE:
     """Load an estimator that its method ``save`` wrote.
 
-    Nothing in the file is run: it holds numbers and the names of parameters. So a file from
-    somebody else is safe to load, which a pickle is not.
+    The file holds numbers and the names of parameters, and no code is run: a file from somebody
+    else is safe to load, unlike a pickle.
 
     Parameters
     ----------
@@ -27,8 +27,8 @@ def load(path: str | os.PathLike[str]) -> BaseSAE:
     Returns
     -------
     estimator : NODESAE or RNNSAE
-        As it was saved: its parameters, all it learned, and to the last bit what it predicts. Where
-        ``device`` names one that this machine does not have, set it to "auto".
+        The estimator as it was saved, with its parameters and learned attributes; predictions agree
+        to the last bit. If ``device`` names one that this machine does not have, set it to "auto".
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the rest of a process has set in torch, kept away from fits and from inference."""
+"""Isolation of fits and inference from torch settings in the rest of the process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 
 @contextmanager
 def own_torch_state(*, grad: bool = False) -> Iterator[None]:
-    """Compute as if nobody had set anything in torch; what was set holds again afterwards.
+    """Compute with torch's original settings; the present ones are restored afterwards.
 
     Within, tensors are float32 and on the CPU unless they say otherwise, nothing is cast
     automatically, gradients are recorded if ``grad``, and tensors can be changed later on, as those
@@ -37,7 +37,7 @@ def own_torch_state(*, grad: bool = False) -> Iterator[None]:
 
 
 class _SharedDefault:
-    """The default dtype, which all threads share: the last of them to leave restores it."""
+    """Default dtype, which all threads share: the last thread to leave restores it."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype, self.before = dtype, dtype

@@ -89,7 +89,7 @@ class InitialConditions(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """State as named tensors, not copied, without weights; ``table`` is ``learned()``."""
+        """State as named tensors, not copied, without weights."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
