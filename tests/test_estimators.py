@@ -273,12 +273,12 @@ def test_inference_decides_what_is_learned(node, spikes):
 
 def test_max_refine_iter(node, spikes):
     node.fit(spikes[:18])
-    bank = node.training_initial_conditions_
+    learned = node.training_initial_conditions_
     node.set_params(max_refine_iter=0).fit(spikes[:18])
     start = node.initial_conditions(spikes[18:])
-    assert (start[:, np.newaxis] == bank).all(2).any(1).all()
+    assert (start[:, np.newaxis] == learned).all(2).any(1).all()
 
-    prior = Prior.from_samples(torch.from_numpy(bank))
+    prior = Prior.from_samples(torch.from_numpy(learned))
 
     def log_posterior(max_refine_iter):
         node.set_params(max_refine_iter=max_refine_iter).fit(spikes[:18])

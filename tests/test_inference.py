@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_sae._data.batches import Batch
-from sklearn_sae._inference import candidates, inference, memory, newton
+from sklearn_sae._inference import inference, memory, newton
 from sklearn_sae._inference.candidates import best_start, cover
 from sklearn_sae._inference.memory import most_values, trials_at_once
 from sklearn_sae._inference.newton import Point, refine
@@ -292,11 +292,11 @@ def test_bins_after_a_trials_end_are_not_looked_at(n_bins):
     counts = rng.poisson(2.0, (4, 5, 6)).astype(float)
     padded = np.pad(counts, ((0, 0), (0, n_bins - 5), (0, 0)), constant_values=np.nan)
     prior = Prior.from_samples(torch.from_numpy(rng.normal(size=(30, 2))).float())
-    bank = torch.from_numpy(rng.normal(size=(2, 50))).float()
+    candidates = torch.from_numpy(rng.normal(size=(2, 50))).float()
     results = []
     for data in (counts, padded):
         batch = batch_of(data, torch.float32)
-        start = best_start(model, prior, batch, bank)
+        start = best_start(model, prior, batch, candidates)
         results.append((start, refine(model, prior, batch, start, max_iter=10)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
     assert not torch.equal(*results[0])
@@ -338,35 +338,37 @@ def test_a_start_that_overflows_is_left_finite():
     st.sampled_from(sorted(LIKELIHOODS)),
 )
 @settings(max_examples=30, deadline=None)
-def test_best_start_is_the_best_of_the_bank(seed, kind, missing, likelihood):
+def test_best_start_is_the_best_of_the_candidates(seed, kind, missing, likelihood):
     model, prior, batch, _ = make_problem(
         kind, missing=missing, seed=seed % 1000, likelihood=likelihood
     )
-    bank = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 30)))
-    start = best_start(model, prior, batch, bank)
+    candidates = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 30)))
+    start = best_start(model, prior, batch, candidates)
     values = torch.stack(
-        [log_posterior(model, prior, batch, z[:, None].expand(3, 5)) for z in bank.T]
+        [log_posterior(model, prior, batch, z[:, None].expand(3, 5)) for z in candidates.T]
     )
-    torch.testing.assert_close(start, bank[:, values.argmax(0)])
+    torch.testing.assert_close(start, candidates[:, values.argmax(0)])
 
 
 @pytest.mark.parametrize("n", [9, 10])
-def test_a_small_bank_is_kept_as_it_is(n):
-    bank = torch.randn(3, n, generator=torch.Generator().manual_seed(0))
-    assert cover(bank, 10) is bank
+def test_few_candidates_are_kept_as_they_are(n):
+    candidates = torch.randn(3, n, generator=torch.Generator().manual_seed(0))
+    assert cover(candidates, 10) is candidates
 
 
 @pytest.mark.parametrize("n_rounds", [20, 300])
-def test_a_large_bank_is_covered_whatever_its_order(n_rounds):
+def test_many_candidates_are_covered_whatever_their_order(n_rounds):
     # Ten states come round one after the other: every tenth row is the same state, but for a
     # jitter. Some hundred rounds are more rows than distances are taken of.
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(3, 10, generator=generator)
-    bank = states.repeat(1, n_rounds) + 1e-3 * torch.randn(3, 10 * n_rounds, generator=generator)
+    candidates = states.repeat(1, n_rounds) + 1e-3 * torch.randn(
+        3, 10 * n_rounds, generator=generator
+    )
     for order in (torch.arange(10 * n_rounds), torch.randperm(10 * n_rounds, generator=generator)):
-        chosen = cover(bank[:, order], 10)
+        chosen = cover(candidates[:, order], 10)
         assert chosen.shape == (3, 10)
-        assert torch.equal(cover(bank[:, order], 10), chosen)
+        assert torch.equal(cover(candidates[:, order], 10), chosen)
         nearest = torch.cdist(states.T, chosen.T).argmin(1)
         assert len(nearest.unique()) == 10
 
@@ -387,70 +389,72 @@ def with_known_inputs(model, batch, strength):
 def test_best_start_under_known_inputs(monkeypatch, likelihood, missing):
     model, prior, batch, _ = make_problem(missing=missing, likelihood=likelihood)
     batch = with_known_inputs(model, batch, 0.3)
-    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 30)))
+    candidates = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 30)))
     # Some candidates at a time, with all trials.
     monkeypatch.setattr(memory, "MOST_VALUES", 6 * 12 * 8 * 5 * 7)
-    start = best_start(model, prior, batch, bank)
+    start = best_start(model, prior, batch, candidates)
     values = torch.stack(
-        [Point.at(model, prior, batch, z[:, None].expand(3, 5)).value for z in bank.T]
+        [Point.at(model, prior, batch, z[:, None].expand(3, 5)).value for z in candidates.T]
     )
-    torch.testing.assert_close(start, bank[:, values.argmax(0)])
+    torch.testing.assert_close(start, candidates[:, values.argmax(0)])
 
 
 @pytest.mark.parametrize("strength", [None, 1e-3])
 def test_start_does_not_depend_on_the_order_of_training_trials(monkeypatch, strength):
-    # Two conditions that alternate: a stride through the bank would meet one of them only.
+    # Two conditions that alternate: a stride through the candidates would meet one of them only.
     monkeypatch.setattr(inference, "MOST_CANDIDATES", 12)
-    monkeypatch.setattr(candidates, "MOST_CANDIDATES_UNDER_INPUTS", 6)
+    monkeypatch.setattr("sklearn_sae._inference.candidates.MOST_CANDIDATES_UNDER_INPUTS", 6)
     model, prior, _, _ = make_problem()
     rng = np.random.default_rng(0)
-    bank = torch.from_numpy(0.1 * rng.normal(size=(3, 120)))
-    bank[0] += torch.tensor([1.0, -1.0]).repeat(60)
-    rates = model.output(bank[:, :20], 12).exp().permute(2, 0, 1).numpy()
+    candidates = torch.from_numpy(0.1 * rng.normal(size=(3, 120)))
+    candidates[0] += torch.tensor([1.0, -1.0]).repeat(60)
+    rates = model.output(candidates[:, :20], 12).exp().permute(2, 0, 1).numpy()
     batch = batch_of(rng.poisson(3 * rates).astype(float))
     model.readout.weight[:, -1] += math.log(3)
     if strength is not None:
         batch = with_known_inputs(model, batch, strength)
-    start = best_start(model, prior, batch, bank)
-    assert torch.equal(start[0] > 0, bank[0, :20] > 0)
+    start = best_start(model, prior, batch, candidates)
+    assert torch.equal(start[0] > 0, candidates[0, :20] > 0)
     # Nor does a trial's start depend on those beside it.
-    alone = best_start(model, prior, batch.only(torch.tensor([1])), bank)
+    alone = best_start(model, prior, batch.only(torch.tensor([1])), candidates)
     assert torch.equal(alone, start[:, 1:2])
 
 
-def test_under_weak_inputs_the_start_is_nearly_the_best_of_the_whole_bank(monkeypatch):
+def test_under_weak_inputs_the_start_is_nearly_the_best_of_all_candidates(monkeypatch):
     model, prior, batch, _ = make_problem(n_trials=20)
     batch = with_known_inputs(model, batch, 1e-3)
-    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 400)))
+    candidates = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 400)))
     of_all = torch.stack(
-        [Point.at(model, prior, batch, z[:, None].expand(3, 20)).value for z in bank.T]
+        [Point.at(model, prior, batch, z[:, None].expand(3, 20)).value for z in candidates.T]
     )
-    monkeypatch.setattr(candidates, "MOST_CANDIDATES_UNDER_INPUTS", 20)
-    value = Point.at(model, prior, batch, best_start(model, prior, batch, bank)).value
+    monkeypatch.setattr("sklearn_sae._inference.candidates.MOST_CANDIDATES_UNDER_INPUTS", 20)
+    value = Point.at(model, prior, batch, best_start(model, prior, batch, candidates)).value
     assert (of_all.max(0).values - value).max() < 1e-6
 
 
-def test_the_bank_is_tried_in_pieces_that_fit_in_memory(monkeypatch):
+def test_candidates_are_tried_in_pieces_that_fit_in_memory(monkeypatch):
     model, prior, batch, _ = make_problem(missing=0.3)
-    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 25)))
-    expected = best_start(model, prior, batch, bank)
+    candidates = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 25)))
+    expected = best_start(model, prior, batch, candidates)
     monkeypatch.setattr(memory, "MOST_VALUES", 12 * 6 * 4 * 7)
     sizes = []
     original = model.output
     monkeypatch.setattr(
         model, "output", lambda z0, n_bins: sizes.append(z0.shape[1]) or original(z0, n_bins)
     )
-    assert torch.equal(best_start(model, prior, batch, bank), expected)
+    assert torch.equal(best_start(model, prior, batch, candidates), expected)
     assert sum(sizes) == 25
     assert max(sizes) <= 7
 
 
 def test_candidates_that_diverge_are_not_chosen():
     model, prior, batch, _ = make_problem("residual mlp", activation="relu", dtype=torch.float32)
-    bank = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 20))).float()
-    expected = best_start(model, prior, batch, bank)
+    candidates = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 20))).float()
+    expected = best_start(model, prior, batch, candidates)
     absurd = torch.full((3, 5), 1e30)
-    assert torch.equal(best_start(model, prior, batch, torch.cat([absurd, bank], 1)), expected)
+    assert torch.equal(
+        best_start(model, prior, batch, torch.cat([absurd, candidates], 1)), expected
+    )
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_gradients_reach_the_jumps(tableau):
     assert torch.autograd.gradcheck(lambda z, k: rollout(steps, z, 5, k), (z0, jumps))
 
 
-# --- the expansion, against dense algebra --------------------------------------------------------
+# --- the linearisation, against dense algebra ----------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", DYNAMICS)

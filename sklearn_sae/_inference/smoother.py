@@ -33,7 +33,7 @@ __all__ = ["Backward", "Linearisation", "backward", "covariances", "newton_step"
 
 @dataclass(frozen=True)
 class Linearisation:
-    """Expansion of a model: first order in the dynamics, second order in the likelihood.
+    """Linearised model: first order in the dynamics, second order in the likelihood.
 
     Attributes
     ----------
