@@ -292,7 +292,7 @@ def evaluate_model(cell, data, max_epochs):
         # A fit that diverged is a result, and must not stop the others.
         print(f"{cell}: {error}", flush=True)
         missing = {f"{p}_{m}": np.nan for p in ("validation", "test") for m in METRICS}
-        return {**row, **missing, "n_epochs": sae.n_iter_, "fit_seconds": np.nan}
+        return {**row, **missing, "n_epochs": np.nan, "fit_seconds": np.nan}
     row["fit_seconds"] = time.perf_counter() - start
     row["n_epochs"] = sae.n_iter_
 
