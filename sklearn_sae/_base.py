@@ -310,10 +310,10 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         generator: torch.Generator | None,
         likelihood: Likelihood | None = None,
     ) -> SequentialAutoencoder:
-        """Build a network with a readout of zeros, or only shapes without a ``generator``."""
+        """Build a network whose readout is still to start, or only shapes without ``generator``."""
         device = "meta" if generator is None else "cpu"
         n_neurons = len(mean_counts)
-        readout = LinearReadout(n_neurons, self.n_latents, device)
+        readout = LinearReadout(n_neurons, self.n_latents, generator)
         if likelihood is None:
             likelihood = LIKELIHOODS[self.likelihood](n_neurons, device)
         dynamics = self._build_dynamics(generator)

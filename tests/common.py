@@ -62,7 +62,7 @@ def make_model(
 
 
 def readout_of(weight):
-    readout = LinearReadout(len(weight), weight.shape[1] - 1)
+    readout = LinearReadout(len(weight), weight.shape[1] - 1, generator())
     readout.weight = torch.nn.Parameter(weight)
     return readout
 

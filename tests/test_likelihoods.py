@@ -695,3 +695,13 @@ def test_a_file_keeps_the_units_of_signals(tmp_path):
     est = of_signals(max_epochs=2).fit(X)
     est.save(tmp_path / "fit.safetensors")
     np.testing.assert_array_equal(load(tmp_path / "fit.safetensors").predict(X), est.predict(X))
+
+
+@pytest.mark.parametrize("name", sorted(LIKELIHOODS))
+def test_the_null_model_has_the_rates_it_was_given(name):
+    likelihood = LIKELIHOODS[name](4)
+    for i, values in enumerate(likelihood.state_dict().values()):
+        values.copy_(torch.linspace(0.5, 1.5, 4)[:, None] + 0.1 * i)
+    rates = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    null = likelihood.null()
+    torch.testing.assert_close(null.rates(null.null_output(rates))[:, 0], rates)

@@ -159,7 +159,7 @@ def test_features_are_neurons(fitted, spikes):
 def test_feature_names_are_those_of_the_latents(fitted):
     assert list(fitted.get_feature_names_out()) == ["latent0", "latent1"]
     unchanged = clone(fitted).set_params(n_latents=5)
-    vars(unchanged).update(model_=fitted.model_)
+    unchanged._fitted_model = fitted._fitted_model
     assert len(unchanged.get_feature_names_out()) == 2
 
 

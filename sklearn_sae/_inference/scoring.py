@@ -68,9 +68,9 @@ def bits_gained(
     """
     if likelihood.of_counts:
         entries = entries & (null_rates > 0)[:, None]
-    null = likelihood.null_output(null_rates).expand_as(output)
+    null = likelihood.null()
     gain = whole_log_likelihood(likelihood, output, batch, entries) - whole_log_likelihood(
-        likelihood.null(), null, batch, entries
+        null, null.null_output(null_rates).expand_as(output), batch, entries
     )
     units = likelihood.n_units(batch.counts, entries)
     return torch.stack([gain.sum() / math.log(2), units]).cpu().double()

@@ -20,7 +20,9 @@ FEW_PAIRS = 64
 class Readout(nn.Module, ABC):
     """Interface of readouts: the output of each neuron, given the latents of the same bin.
 
-    Latents are ``(n_bins, n_latents, n_trials)``.
+    Latents are ``(n_bins, n_latents, n_trials)``. Subclasses are made from ``(n_neurons, n_latents,
+    generator)``, where no generator means shapes only, on torch's meta device; before training
+    ``start_at`` is called, or weights are loaded.
     """
 
     def __init__(self, n_neurons: int, n_latents: int) -> None:
@@ -85,8 +87,11 @@ class Readout(nn.Module, ABC):
 class LinearReadout(Readout):
     """Linear readout, output = weight @ latents + bias; the bias is the weight's last column."""
 
-    def __init__(self, n_neurons: int, n_latents: int, device: str = "cpu") -> None:
+    def __init__(
+        self, n_neurons: int, n_latents: int, generator: torch.Generator | None = None
+    ) -> None:
         super().__init__(n_neurons, n_latents)
+        device = "meta" if generator is None else "cpu"
         self.weight = nn.Parameter(torch.zeros(n_neurons, n_latents + 1, device=device))
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -53,7 +53,11 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def natural(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Terms a(o) and b(o) of the exponential family."""
+        """Terms a(o) and b(o), of which ``y a(o) - b(o)`` ranks candidates for a start.
+
+        It is the log-density of an exponential family; other likelihoods give an approximation
+        here, and override ``log_density``.
+        """
 
     def log_density(self, output: Tensor, counts: Tensor) -> Tensor:
         """Log-likelihood of each entry, up to terms that do not depend on the output."""

@@ -78,10 +78,11 @@ class Dispersed(Likelihood):
 
         That is a boolean tensor ``(n_neurons, 1)``.
         """
-        output = self.null_output(torch.from_numpy(mean_counts).float())
+        rates = torch.from_numpy(mean_counts).float()
         size = max(1, CHUNK // (trials.n_bins * trials.n_neurons))
         observed = torch.zeros_like(self.dispersion, dtype=torch.bool)
         for _ in range(NULL_PASSES):
+            output = self.null_output(rates)
             for batch in trials.chunks(size, torch.device("cpu")):
                 self.accumulate_residuals(output.expand_as(batch.counts), batch)
                 observed |= batch.observed().any(2).any(0)[:, None]
