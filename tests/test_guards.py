@@ -23,7 +23,9 @@ def test_variance_due_to_the_weights(n_bins):
     # An MLP of 3, 8 and 3 units and a readout to 6 neurons, with biases, less an affine change of
     # the latents.
     n_weights = 8 * (3 + 1) + 3 * (8 + 1) + 6 * (3 + 1) - 3 * (3 + 1)
-    expected = n_weights / (float(rates.sum()) + 400 * n_weights)
+    # Spikes of a neuron that varies on its own tell less.
+    n_spikes = float((rates / model.likelihood.private_dispersion[:, 0]).sum())
+    expected = n_weights / (n_spikes + 400 * n_weights)
     assert model_variance(model, trials, z0.T) == pytest.approx(expected, rel=1e-5)
 
 
