@@ -1,4 +1,4 @@
-"""From recorded spike counts to latents: choose n_latents, score, decode labels, draw.
+"""From recorded spike counts to latents: choose n_latents, compare, decode labels, draw.
 
     python examples/real_recording.py recording.npz [--labels target]
 
@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from sklearn_sae import NODESAE
+from sklearn_sae.metrics import baselines, bits_per_spike, co_smoothing_rates
 from sklearn_sae.model_selection import smallest_within_one_standard_error
 
 # Okabe and Ito's palette; its yellow is darkened to show on white.
@@ -45,6 +46,8 @@ def main(path, labels, candidates, n_jobs, quick, out):
     print(f"Search and final fit took {time.perf_counter() - start:.0f} s")
 
     print(f"Score on test trials: {sae.score(spikes[test]):.4f} bits per spike (0: constant rates)")
+    conditions = None if labels is None else (labels[train], labels[test])
+    print_comparison(sae, spikes[train], spikes[test], conditions)
     latents = sae.transform(spikes)
     if labels is not None:
         decoder = make_pipeline(
@@ -76,6 +79,15 @@ def print_search(search):
     for index, n_latents in enumerate(search.cv_results_["param_n_latents"]):
         chosen = "   <- chosen" if index == search.best_index_ else ""
         print(f"{n_latents:9d}   {mean[index]:14.4f}   {error[index]:14.4f}{chosen}")
+
+
+def print_comparison(sae, train, test, conditions):
+    """Print what each method gains on neurons hidden from it: dynamics should beat the others."""
+    scored = np.where(sae.null_rates_ > 0, test, np.nan)  # of neurons that fired in training
+    own = bits_per_spike(co_smoothing_rates(sae, test), scored, sae.null_rates_)
+    print("co-smoothing      bits per spike")
+    for name, value in (baselines(train, test, conditions=conditions) | {"NODESAE": own}).items():
+        print(f"{name:<16}   {value:13.4f}")
 
 
 def windows(latents, n_windows=4):

@@ -54,6 +54,9 @@ def test_real_recording(tmp_path, key):
 
     assert out.count("<- chosen") == 1
     assert np.isfinite(number("Score on test trials", out))
+    assert number("mean", out) == 0
+    for name in ("psth", "regression", "factor_analysis", "NODESAE"):
+        assert np.isfinite(number(name, out))
     if key is None:
         assert "decoded" not in out
     else:

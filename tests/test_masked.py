@@ -66,6 +66,11 @@ ENTRIES = {
     "parts": lambda est: metrics.co_smoothing_rates(est, PLAIN, parts=[LABELS, [2, 3, 4, 5]]),
     "X, forward": lambda est: metrics.forward_prediction_score(est, MASKED, n_bins=1),
     "X, cycle": lambda est: metrics.cycle_consistency(est, MASKED),
+    "X_train": lambda est: metrics.baselines(MASKED, PLAIN),
+    "X_test": lambda est: metrics.baselines(PLAIN, MASKED),
+    "conditions, of baselines": lambda est: metrics.baselines(
+        PLAIN, PLAIN, conditions=(LABELS, [0, 1])
+    ),
     "states": lambda est: analysis.find_fixed_points(LORENZ, STATES),
     "state": lambda est: analysis.lyapunov_spectrum(LORENZ, STATE, 1),
     "latents": lambda est: analysis.match_fixed_points(

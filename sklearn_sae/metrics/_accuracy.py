@@ -196,7 +196,7 @@ def bits_per_spike(rates: Any, spikes: Any, null_rates: ArrayLike | None = None)
     if null_rates is None:
         null_rates = np.where(seen, spikes, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
     null = np.broadcast_to(as_array("null_rates", null_rates, float), spikes.shape)
-    gain = _log_likelihood(rates[seen], spikes[seen]) - _log_likelihood(null[seen], spikes[seen])
+    gain = log_likelihood(rates[seen], spikes[seen]) - log_likelihood(null[seen], spikes[seen])
     return float(gain / n_spikes / np.log(2))
 
 
@@ -306,6 +306,6 @@ def _warn_of_constant(name: str, columns: NDArray[np.integer], stacklevel: int) 
         )
 
 
-def _log_likelihood(rates: Array, spikes: Array) -> float:
+def log_likelihood(rates: Array, spikes: Array) -> float:
     rates = np.maximum(rates, 1e-9)
     return float(np.sum(spikes * np.log(rates) - rates - gammaln(spikes + 1)))

@@ -131,7 +131,7 @@ def co_smoothing_rates(
     """
     trials = as_trials("X", X)
     rates: list[Array] = [np.empty(x.shape, dtype=np.float32) for x in trials]
-    for part in _parts(parts, trials[0].shape[1], random_state):
+    for part in neuron_parts(parts, trials[0].shape[1], random_state):
         shown = [x.copy() for x in trials]
         for x in shown:
             x[:, part] = np.nan
@@ -315,7 +315,7 @@ def _predict(estimator: Any, trials: list[Array], X: Any, inputs: Any) -> Any:
     return _best(estimator).predict(shown, **if_known(inputs))
 
 
-def _parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.integer]]:
+def neuron_parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.integer]]:
     if isinstance(parts, int | np.integer):
         if not 2 <= parts <= n_neurons:
             raise ValueError(
@@ -324,7 +324,11 @@ def _parts(parts: Any, n_neurons: int, random_state: Any) -> list[NDArray[np.int
         return np.array_split(check_random_state(random_state).permutation(n_neurons), parts)
     refuse_masked("parts", parts)
     given = [np.ravel(part) for part in parts] if np.iterable(parts) else []
-    if len(given) < 2 or sorted(np.concatenate(given).tolist()) != list(range(n_neurons)):
+    if (
+        min(map(len, given), default=0) < 1
+        or len(given) < 2
+        or sorted(np.concatenate(given).tolist()) != list(range(n_neurons))
+    ):
         raise ValueError(
             f"parts must be a number, or hold each of the neurons 0 to {n_neurons - 1} once, in "
             f"two or more lists of positions; got {parts!r}."
