@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ._data.artefacts import warn_of_artefacts
+from ._data.pieces import Pieces
 from ._data.trials import Trials
 from ._data.units import Units
 from ._data.validation import check_device, check_seeds, check_trials
@@ -51,6 +52,10 @@ COUNTED = [name for name, likelihood in LIKELIHOODS.items() if likelihood.of_cou
 
 #: Learned attributes of fits with validation trials.
 OF_VALIDATION = ("init_scores_", "validation_scores_", "best_validation_score_")
+
+#: Trials of more bins are cut into pieces of at most so many to train on.
+LONGEST_TRIAL = 200
+LONGEST_PIECE = 100
 
 #: Parameters that decide what weights mean. A fit that goes on with the weights (``warm_start``)
 #: may change others, such as the solver of the same differential equation.
@@ -163,6 +168,8 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
         trials.units = units
         learner._warn_of_data(trials, null_rates, of_counts)
         mean_counts = units.to_network(null_rates)
+        training = self._in_pieces(training, units)
+        validation = validation and self._in_pieces(validation, units)
         members = [
             learner._member(training, mean_counts, seed, continued, device) for seed in seeds
         ]
@@ -259,6 +266,13 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             rows, test_size=self.validation_fraction, random_state=seeds[0]
         )
         return trials.subset(np.sort(fit_rows)), trials.subset(np.sort(validation_rows))
+
+    def _in_pieces(self, trials: Trials, units: Units) -> Trials:
+        """Cut long trials: in chaos, one initial condition says little of bins far behind it."""
+        can_be_cut = self.inference == "semi-amortized" and not self.n_inferred_inputs
+        if not can_be_cut or trials.n_bins <= LONGEST_TRIAL:
+            return trials
+        return Pieces(trials, LONGEST_PIECE, units)
 
     def _member(
         self,
@@ -469,7 +483,11 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
             self.init_scores_ = np.array([model.score(validation, device) for model in fitted])
             best = self._best_of(state)
         member = state.members[best]
-        finished = fitted[best].with_model_variance(training, member.initial_conditions.learned())
+        table = member.initial_conditions.learned()
+        finished = fitted[best]
+        if isinstance(training, Pieces):
+            finished = finished.with_process_noise(training, table)
+        finished = finished.with_model_variance(training, table)
         member.model.cpu().requires_grad_(False)
         self._fitted_model = finished
         self.loss_curve_ = state.loss_curves[best]

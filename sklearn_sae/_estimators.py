@@ -264,6 +264,12 @@ class NODESAE(BaseSAE):
         standardised; only if ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
+        Trials of more than 200 bins are cut into pieces of at most 100, with a row for each.
+    process_noise_ : ndarray of shape (n_latents,)
+        Standard deviation by which the latents leave the dynamics in a bin, learned by maximising
+        the evidence; only if trials of more than 200 bins were cut (without inferred inputs, with
+        ``inference="semi-amortized"``). Trials are then inferred as paths under this noise, because
+        one initial condition does not determine so many bins of chaotic dynamics.
     model_variance_ : float
         Variance of log-rates due to the model's own error, estimated from at most 2000 of the
         training trials; only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, the
@@ -631,6 +637,12 @@ class RNNSAE(BaseSAE):
         standardised; only if ``likelihood="gaussian"``.
     training_initial_conditions_ : ndarray of shape (n_trials, n_latents)
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
+        Trials of more than 200 bins are cut into pieces of at most 100, with a row for each.
+    process_noise_ : ndarray of shape (n_latents,)
+        Standard deviation by which the latents leave the dynamics in a bin, learned by maximising
+        the evidence; only if trials of more than 200 bins were cut (without inferred inputs, with
+        ``inference="semi-amortized"``). Trials are then inferred as paths under this noise, because
+        one initial condition does not determine so many bins of chaotic dynamics.
     model_variance_ : float
         Variance of log-rates due to the model's own error, estimated from at most 2000 of the
         training trials; only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, the

@@ -69,10 +69,11 @@ def test_every_learned_attribute_is_documented(estimator, spikes):
         {"likelihood": "gaussian"},
         {"inference": "amortized"},
     ]
-    inputs = np.zeros((*spikes.shape[:2], 1))
     learned = set()
     for settings in fits:
-        fitted = estimator(**few, **settings).fit(spikes, inputs=inputs)
+        # Some trials too long to be trained on whole.
+        X = np.tile(spikes, (1, 20, 1)) if settings == {"likelihood": "gaussian"} else spikes
+        fitted = estimator(**few, **settings).fit(X, inputs=np.zeros((*X.shape[:2], 1)))
         names = {name for name in dir(fitted) if re.fullmatch(r"[a-z]\w*[^_]_", name)}
         learned |= {name for name in names if hasattr(fitted, name)}
         assert fitted._fitted_model.learned().keys() <= learned

@@ -95,12 +95,8 @@ class Trials:
     def batch(self, rows: np.ndarray, device: torch.device, n_bins: int | None = None) -> Batch:
         """Make a batch of the given trials, cut to their first ``n_bins`` bins."""
         counts, observed = self.read(rows, n_bins)
-        lengths = np.full(len(rows), counts.shape[1])
-        mask = None
-        if observed is not None:
-            seen = np.logical_or.reduce(observed, axis=2)
-            lengths = np.where(seen.any(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1), 1)
-            mask = _trials_last(observed, device, bool)
+        lengths = _lengths(counts, observed)
+        mask = None if observed is None else _trials_last(observed, device, bool)
         inputs = None
         if self.inputs is not None:
             inputs = _trials_last(self.inputs[rows], device, self.inputs.dtype)
@@ -110,6 +106,15 @@ class Trials:
         """Yield all trials in order, in batches of ``size``."""
         for start in range(0, len(self), size):
             yield self.batch(np.arange(start, min(start + size, len(self))), device, n_bins)
+
+    def view(self, row: int) -> np.ndarray:
+        """One trial as it is stored, without a copy."""
+        return self.data[row]
+
+    def lengths(self) -> np.ndarray:
+        """Bins of each trial up to its last observed one ``(n_trials,)``, at least 1."""
+        rows = (np.arange(i, min(i + 256, len(self))) for i in range(0, len(self), 256))
+        return np.concatenate([_lengths(*self.stored(some)) for some in rows])
 
     def mean_counts(self, unobserved: np.ndarray | float = 0.0) -> np.ndarray:
         """Mean count per bin ``(n_neurons,)`` over each neuron's observed entries.
@@ -210,6 +215,16 @@ class _Subset(Trials):
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         return self.whole.stored(self.rows[rows], n_bins)
+
+    def view(self, row: int) -> np.ndarray:
+        return self.whole.view(self.rows[row])
+
+
+def _lengths(counts: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
+    if observed is None:
+        return np.full(len(counts), counts.shape[1])
+    seen = np.logical_or.reduce(observed, axis=2)
+    return np.where(seen.any(axis=1), seen.shape[1] - seen[:, ::-1].argmax(axis=1), 1)
 
 
 def _pad(trials: list[np.ndarray], n_bins: int) -> np.ndarray:

@@ -15,9 +15,10 @@ from .._data.batches import Batch
 from .._data.trials import Trials
 from .._data.units import Units
 from .._model.autoencoder import SequentialAutoencoder
-from .inference import INFERENCES, Inference
+from .inference import Amortized, Inference, SemiAmortized
 from .memory import trials_at_once
 from .model_variance import model_variance
+from .paths import NoisyInference, learn_process_noise
 from .posterior import Posterior
 from .scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 
@@ -42,6 +43,8 @@ class FittedModel:
         Initial conditions of the training trials; None with an encoder, which needs none.
     model_variance : float or None
         Variance due to model error, see ``model_variance``; None with an encoder.
+    process_noise : float64 array of shape (n_latents,) or None
+        Standard deviations of the process noise in a bin; None if dynamics are deterministic.
     """
 
     network: SequentialAutoencoder
@@ -50,6 +53,7 @@ class FittedModel:
     units: Units = field(default_factory=Units)
     initial_conditions: np.ndarray | None = None
     model_variance: float | None = None
+    process_noise: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -74,6 +78,12 @@ class FittedModel:
             return self
         return replace(self, model_variance=model_variance(self.network, trials, table))
 
+    def with_process_noise(self, trials: Trials, table: Tensor | None) -> FittedModel:
+        """Add the process noise, given the training trials' ``table`` of latent variables."""
+        assert table is not None
+        noise = learn_process_noise(self.network, trials, table)
+        return replace(self, process_noise=noise.cpu().double().numpy())
+
     def learned(self) -> dict[str, Any]:
         """What an estimator shows of it: names of attributes and their values."""
         unit = 1.0 if self.units.scale is None else self.units.scale**2
@@ -84,6 +94,7 @@ class FittedModel:
             "signal_scale_": self.units.scale,
             "training_initial_conditions_": self.initial_conditions,
             "model_variance_": self.model_variance,
+            "process_noise_": self.process_noise,
             **self.network.likelihood.learned(unit),
         }
         return {name: value for name, value in attributes.items() if value is not None}
@@ -93,12 +104,13 @@ class FittedModel:
         network = self.network
         if next(network.parameters()).device != device:
             network = copy.deepcopy(network).to(device)
-        table = self.initial_conditions
-        return INFERENCES[self.settings["inference"]].make(
-            network,
-            None if table is None else torch.from_numpy(table).to(device),
-            self.settings["max_refine_iter"],
-        )
+        if self.initial_conditions is None:
+            return Amortized(network)
+        z0, max_iter = torch.from_numpy(self.initial_conditions), self.settings["max_refine_iter"]
+        z0 = z0.to(device)
+        if self.process_noise is None:
+            return SemiAmortized(network, z0, max_iter)
+        return NoisyInference(network, z0, torch.from_numpy(self.process_noise).to(z0), max_iter)
 
     def posteriors(
         self, trials: Trials, device: torch.device, n_ahead: int = 0

@@ -27,13 +27,6 @@ class Inference(ABC):
 
     model: SequentialAutoencoder
 
-    @classmethod
-    @abstractmethod
-    def make(
-        cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
-    ) -> Inference:
-        """Make an inference; ``SemiAmortized`` describes the arguments, which a kind may ignore."""
-
     @abstractmethod
     def infer(self, batch: Batch, start: Tensor | None = None) -> Posterior:
         """Infer the posterior of the batch's trials.
@@ -69,13 +62,6 @@ class SemiAmortized(Inference):
         self.initial_conditions = initial_conditions
         self.prior = Prior.from_samples(initial_conditions, model.inputs)
 
-    @classmethod
-    def make(
-        cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
-    ) -> SemiAmortized:
-        assert initial_conditions is not None
-        return cls(model, initial_conditions, max_iter)
-
     @cached_property
     def candidates(self) -> Tensor:
         """Candidates ``(n_latents, n_candidates)`` for the initial condition to start from."""
@@ -100,12 +86,6 @@ class Amortized(Inference):
 
     def __init__(self, model: SequentialAutoencoder) -> None:
         self.model = model
-
-    @classmethod
-    def make(
-        cls, model: SequentialAutoencoder, initial_conditions: Tensor | None, max_iter: int
-    ) -> Amortized:
-        return cls(model)
 
     def infer(self, batch: Batch, start: Tensor | None = None) -> Posterior:
         assert self.model.encoder is not None

@@ -9,6 +9,7 @@ estimated from the training trials (``model_variance``).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 
 import torch
@@ -21,7 +22,7 @@ from .linearisation import linearise
 from .prior import Prior
 from .smoother import backward, covariances
 
-__all__ = ["LARGEST_VARIANCE", "LaplacePosterior", "Posterior"]
+__all__ = ["LARGEST_VARIANCE", "GaussianPosterior", "LaplacePosterior", "Posterior"]
 
 #: exp(20) is as good as infinite, and a float32 can still hold it.
 LARGEST_VARIANCE = 20.0
@@ -98,29 +99,19 @@ class Posterior:
         )
 
 
-class LaplacePosterior(Posterior):
-    """Laplace approximation: a Gaussian around the mode of the latent variables."""
+class GaussianPosterior(Posterior, ABC):
+    """Gaussian around the mode of the latent variables."""
 
-    def __init__(
-        self, model: SequentialAutoencoder, prior: Prior, batch: Batch, variables: Tensor
-    ) -> None:
-        super().__init__(model, batch, variables)
-        self.prior = prior
-
-    @cached_property
-    def _covariances(self) -> tuple[Tensor, Tensor | None]:
-        """Covariances of states, which are latents and inputs; see ``smoother.covariances``."""
-        linear = linearise(
-            self.model, self.prior, self.batch, self.variables, self.latents, self.output
-        )
-        undamped = self.latents.new_zeros(self.latents.shape[2])
-        return covariances(linear, backward(linear, undamped))
+    @property
+    @abstractmethod
+    def state_covariances(self) -> Tensor:
+        """Covariances ``(n_trials, n_bins, n_states, n_states)``, those of the latents first."""
 
     @cached_property
     def latent_covariances(self) -> Tensor:
         """Covariances ``(n_trials, n_bins, n_latents, n_latents)`` of the latents."""
         n_latents = self.latents.shape[1]
-        covariance = self._covariances[0][:, :, :n_latents, :n_latents]
+        covariance = self.state_covariances[:, :, :n_latents, :n_latents]
         # Covariances may overflow after a trial's end, where there are no spikes.
         return covariance.nan_to_num(LARGEST_SPREAD).clamp(-LARGEST_SPREAD, LARGEST_SPREAD)
 
@@ -131,12 +122,7 @@ class LaplacePosterior(Posterior):
 
     @property
     def mean_output(self) -> Tensor:
-        """Output whose rates are posterior means or, without inferred inputs, output at the mode.
-
-        The posterior of initial conditions alone is so narrow that the mode is as good.
-        """
-        if not self.model.inferring:
-            return self.output
+        """Output whose rates are posterior means, ``(n_bins, n_neurons, n_trials)``."""
         v = self.output_variance.clamp(0, LARGEST_SHIFT)
         return self.model.likelihood.mean_output(self.output, v)
 
@@ -154,6 +140,42 @@ class LaplacePosterior(Posterior):
         covariance = self._with_model_error(model_variance)
         v = self.model.readout.output_variance(self.latents, covariance)
         return self.model.likelihood.std_of_rates(self.output, v.clamp(0, LARGEST_VARIANCE))
+
+    def _with_model_error(self, model_variance: float | None) -> Tensor:
+        assert model_variance is not None
+        unit = self.model.readout.unit_covariance(self.latents)
+        return self.latent_covariances + model_variance * unit
+
+
+class LaplacePosterior(GaussianPosterior):
+    """Laplace approximation: a Gaussian around the mode of the latent variables."""
+
+    def __init__(
+        self, model: SequentialAutoencoder, prior: Prior, batch: Batch, variables: Tensor
+    ) -> None:
+        super().__init__(model, batch, variables)
+        self.prior = prior
+
+    @cached_property
+    def _covariances(self) -> tuple[Tensor, Tensor | None]:
+        """Covariances of states, which are latents and inputs; see ``smoother.covariances``."""
+        linear = linearise(
+            self.model, self.prior, self.batch, self.variables, self.latents, self.output
+        )
+        undamped = self.latents.new_zeros(self.latents.shape[2])
+        return covariances(linear, backward(linear, undamped))
+
+    @property
+    def state_covariances(self) -> Tensor:
+        return self._covariances[0]
+
+    @property
+    def mean_output(self) -> Tensor:
+        """Output whose rates are posterior means or, without inferred inputs, output at the mode.
+
+        The posterior of initial conditions alone is so narrow that the mode is as good.
+        """
+        return super().mean_output if self.model.inferring else self.output
 
     def input_std(self) -> Tensor:
         assert self.model.inputs is not None
@@ -175,8 +197,3 @@ class LaplacePosterior(Posterior):
             with_next[:, :-1, n_latents:, n_latents:].diagonal(dim1=2, dim2=3),
             torch.as_tensor(self.batch.lengths, device=inferred.device),
         )
-
-    def _with_model_error(self, model_variance: float | None) -> Tensor:
-        assert model_variance is not None
-        unit = self.model.readout.unit_covariance(self.latents)
-        return self.latent_covariances + model_variance * unit

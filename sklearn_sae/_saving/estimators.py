@@ -41,6 +41,7 @@ ARRAYS = {
     "signal_mean_": ("float64", 1),
     "signal_scale_": ("float64", 1),
     "training_initial_conditions_": ("float32", 2),
+    "process_noise_": ("float64", 1),
     "loss_curve_": ("float64", 1),
     "init_scores_": ("float64", 1),
     "validation_scores_": ("float64", 1),
@@ -152,6 +153,7 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
         Units(learned.get("signal_mean_"), learned.get("signal_scale_")),
         learned.get("training_initial_conditions_"),
         learned.get("model_variance_"),
+        learned.get("process_noise_"),
     )
     estimator = _construct(cls, content["parameters"])
     for name in learned.keys() - fitted.learned().keys():
