@@ -25,6 +25,7 @@ from ._data.units import Units
 from ._data.validation import check_device, check_seeds, check_trials
 from ._fitted import FittedMixin
 from ._inference.fitted_model import FittedModel
+from ._inference.inference import INFERENCES
 from ._model.autoencoder import SequentialAutoencoder
 from ._model.dynamics import Dynamics
 from ._model.encoder import Encoder
@@ -210,7 +211,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
 
     def _check_fit(self, y: Any, continued: bool) -> None:
         """Refuse parameters that do not fit each other, or the last fit (``warm_start``)."""
-        if self.n_inferred_inputs and self.inference == "amortized":
+        if self.n_inferred_inputs and not INFERENCES[self.inference].has_covariance:
             raise ValueError(
                 f"n_inferred_inputs={self.n_inferred_inputs} needs the posterior of the inputs, "
                 'which an encoder does not give. Set inference="semi-amortized", or '
@@ -269,7 +270,7 @@ class BaseSAE(  # type: ignore[call-arg]  # sklearn has no types
 
     def _in_pieces(self, trials: Trials, units: Units) -> Trials:
         """Cut long trials: in chaos, one initial condition says little of bins far behind it."""
-        can_be_cut = self.inference == "semi-amortized" and not self.n_inferred_inputs
+        can_be_cut = INFERENCES[self.inference].has_covariance and not self.n_inferred_inputs
         if not can_be_cut or trials.n_bins <= LONGEST_TRIAL:
             return trials
         return Pieces(trials, LONGEST_PIECE, units)

@@ -24,6 +24,8 @@ class Inference(ABC):
 
     #: Names of the learned attributes of an estimator that this inference needs.
     learned: ClassVar[tuple[str, ...]] = ()
+    #: Whether it gives a covariance, which inferred inputs and process noise are learned from.
+    has_covariance: ClassVar[bool] = False
 
     model: SequentialAutoencoder
 
@@ -54,6 +56,7 @@ class SemiAmortized(Inference):
     """
 
     learned = ("training_initial_conditions_", "model_variance_")
+    has_covariance = True
 
     def __init__(
         self, model: SequentialAutoencoder, initial_conditions: Tensor, max_iter: int
