@@ -61,6 +61,13 @@ class Trials:
         """Select trials by index; a memory map is not copied until a batch is read."""
         return _Subset(self, rows)
 
+    def some_rows(self, most: int) -> np.ndarray:
+        """Rows of all trials or, if they are more than ``most``, of so many drawn at random.
+
+        They are not evenly spaced, because conditions may alternate, and always the same.
+        """
+        return np.sort(np.random.default_rng(0).permutation(len(self))[:most])
+
     def read(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:

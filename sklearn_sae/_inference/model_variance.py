@@ -47,9 +47,8 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
     """
     n_latents = model.readout.n_latents
     prior = Prior.from_samples(table[:, :n_latents], model.inputs)
-    n_chosen = min(len(trials), MOST_TRIALS_FOR_VARIANCE)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(trials))[:n_chosen])
-    share = n_chosen / len(trials)
+    chosen = trials.some_rows(MOST_TRIALS_FOR_VARIANCE)
+    share = len(chosen) / len(trials)
     trials, table = trials.subset(chosen), table[torch.as_tensor(chosen, device=table.device)]
     n_weights = sum(weight.numel() for weight in model.generative_parameters())
     n_weights = max(n_weights - model.readout.n_redundant, 0)

@@ -43,10 +43,11 @@ LARGEST_CHANGE = 4.0
 
 
 class _Path(NamedTuple):
-    """Latents of all bins ``(n_bins, n_latents, n_trials)`` and where each bin's lead to."""
+    """Latents ``(n_bins, n_latents, n_trials)``, where each bin's lead to, and their output."""
 
     latents: Tensor
     ahead: Tensor
+    output: Tensor
 
     @property
     def defects(self) -> Tensor:
@@ -63,26 +64,29 @@ class _Paths:
         lengths = torch.as_tensor(batch.lengths, device=bins.device)
         #: Transitions up to each trial's last observed bin, ``(n_bins - 1, n_trials)``.
         self.within = bins[:, None] < lengths
+        # Without inferred inputs, jumps are those of known inputs, whatever the latents are.
+        z0 = prior.mean[:, None].expand(-1, len(batch))
+        _, _, self.jumps = model.rollout_arguments(z0, len(batch.counts), batch.inputs)
 
     def at(self, latents: Tensor) -> _Path:
         columns = latents[:-1].permute(1, 0, 2).flatten(1)
         n_bins, _, n_trials = latents.shape
         ahead = self.model.dynamics.step(columns).unflatten(1, (n_bins - 1, n_trials))
         ahead = ahead.permute(1, 0, 2)
-        _, _, jumps = self.model.rollout_arguments(latents[0], len(latents), self.batch.inputs)
-        return _Path(latents, ahead if jumps is None else ahead + jumps)
+        ahead = ahead if self.jumps is None else ahead + self.jumps
+        return _Path(latents, ahead, self.model.readout(latents))
 
     def log_posterior(self, path: _Path, noise: Tensor) -> Tensor:
         """Up to a constant, ``(n_trials,)``."""
-        output, batch = self.model.readout(path.latents), self.batch
-        fit = log_likelihood(self.model.likelihood, output, batch.counts, batch.mask, torch.float64)
+        likelihood, counts, mask = self.model.likelihood, self.batch.counts, self.batch.mask
+        fit = log_likelihood(likelihood, path.output, counts, mask, torch.float64)
         misses = (path.defects.square() / noise).sum(2).masked_fill(~self.within, 0.0).sum(0)
         value = fit + self.prior.log_density(path.latents[0]) - 0.5 * misses
         return value.nan_to_num(nan=-torch.inf)
 
     def expand(self, path: _Path, noise: Tensor) -> tuple[Linearisation, NoisyBackward]:
-        z, output = path.latents, self.model.readout(path.latents)
-        linear = linearise(self.model, self.prior, self.batch, z[0], z, output)
+        z = path.latents
+        linear = linearise(self.model, self.prior, self.batch, z[0], z, path.output)
         return linear, backward_path(linear, path.defects, noise)
 
     def climb(self, path: _Path, noise: Tensor, max_iter: int) -> _Path:
@@ -120,13 +124,10 @@ class _Paths:
         """Latents that follow the dynamics after each trial's last observed bin."""
         if self.within.all():
             return path.latents
-        _, _, jumps = self.model.rollout_arguments(
-            path.latents[0], len(path.latents), self.batch.inputs
-        )
         latents = [path.latents[0]]
         for t, within in enumerate(self.within):
             ahead = self.model.dynamics.step(latents[-1])
-            ahead = ahead if jumps is None else ahead + jumps[t]
+            ahead = ahead if self.jumps is None else ahead + self.jumps[t]
             latents.append(torch.where(within, path.latents[t + 1], ahead))
         return torch.stack(latents)
 
@@ -185,7 +186,7 @@ class NoisyInference(Inference):
     ) -> None:
         self.model, self.max_iter = model, max_iter
         self.prior = Prior.from_samples(initial_conditions, model.inputs)
-        self.scale = initial_conditions.var(0, correction=0).clamp(min=1e-6)
+        self.scale = _scale(initial_conditions)
         self.noise = process_noise.square()
 
     def infer(self, batch: Batch, start: Tensor | None = None) -> PathPosterior:
@@ -210,7 +211,7 @@ def learn_process_noise(
         rows = torch.randperm(len(trials), generator=generator)[:MOST_TRIALS].sort().values
     some = trials.subset(rows.numpy())
     prior = Prior.from_samples(initial_conditions, model.inputs)
-    scale = initial_conditions.var(0, correction=0).clamp(min=1e-6)
+    scale = _scale(initial_conditions)
     batches = list(some.chunks(trials_at_once(model, some.n_bins), initial_conditions.device))
     several = [_Paths(model, prior, batch) for batch in batches]
     noise = 1e-3
@@ -229,3 +230,8 @@ def learn_process_noise(
         noise *= min(max(factor, 1 / LARGEST_CHANGE), LARGEST_CHANGE)
         noise = min(max(noise, SMALLEST_NOISE), LARGEST_NOISE)
     return (noise * scale).sqrt()
+
+
+def _scale(initial_conditions: Tensor) -> Tensor:
+    """Variances ``(n_latents,)`` in which process noise is one number."""
+    return initial_conditions.var(0, correction=0).clamp(min=1e-6)

@@ -48,13 +48,11 @@ def private_dispersion(
     """
     model = inference.model
     n_neurons, device = model.readout.n_neurons, variables.device
-    rows = np.arange(len(trials))
-    if len(trials) > MOST_TRIALS:
-        rows = np.sort(np.random.default_rng(0).permutation(len(trials))[:MOST_TRIALS])
-    parts = np.array_split(np.random.default_rng(0).permutation(n_neurons), min(N_PARTS, n_neurons))
-    squares, expected = torch.zeros(2, n_neurons, dtype=torch.float64, device=device)
     if n_neurons == 1:
         return torch.ones_like(model.likelihood.private_dispersion)
+    rows = trials.some_rows(MOST_TRIALS)
+    parts = np.array_split(np.random.default_rng(0).permutation(n_neurons), min(N_PARTS, n_neurons))
+    squares, expected = torch.zeros(2, n_neurons, dtype=torch.float64, device=device)
     some = trials.subset(rows)
     for batch in some.chunks(trials_at_once(model, n_bins), device, n_bins):
         start = variables[torch.as_tensor(rows[batch.rows], device=device)].T
