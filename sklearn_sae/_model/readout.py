@@ -48,6 +48,14 @@ class Readout(nn.Module, ABC):
         A readout that is not affine comes as close to it as it can.
         """
 
+    def rescale(self, factor: float) -> None:
+        """Give the same output for latents that are ``1 / factor`` as large."""
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor | float:
+        """Half the squared weights over the variances of their prior."""
+        return 0.0
+
     @property
     def n_redundant(self) -> int:
         """Number of weights that an affine change of the latents makes redundant."""
@@ -104,6 +112,13 @@ class LinearReadout(Readout):
     @torch.no_grad()
     def start_at(self, weight: Tensor) -> None:
         self.weight.copy_(weight)
+
+    @torch.no_grad()
+    def rescale(self, factor: float) -> None:
+        self.weight[:, :-1].mul_(factor)
+
+    def penalty(self) -> Tensor | float:
+        return self.weight[:, :-1].square().sum() / 2
 
     # The methods below compute what those of Readout do, without a Jacobian per trial and bin.
 

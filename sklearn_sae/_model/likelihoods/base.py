@@ -64,6 +64,10 @@ class Likelihood(nn.Module, ABC):
         a, b = self.natural(output)
         return counts * a - b
 
+    @abstractmethod
+    def expected_log_density(self, output: Tensor, variance: Tensor, counts: Tensor) -> Tensor:
+        """Mean of ``log_density`` if the output has this ``variance``, or a bound below it."""
+
     def normaliser(self, counts: Tensor, mask: Tensor | None) -> Tensor | float:
         """Learned terms that ``log_density`` omits, ``(n_trials,)``: sums over a trial's entries.
 

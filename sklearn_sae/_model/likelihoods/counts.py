@@ -32,6 +32,10 @@ class LogLink(Likelihood):
     def mean_output(self, output: Tensor, variance: Tensor) -> Tensor:
         return output + variance / 2
 
+    def expected_log_density(self, output: Tensor, variance: Tensor, counts: Tensor) -> Tensor:
+        # Exact for Poisson counts; for others below the mean, by Jensen's inequality.
+        return self.log_density(self.mean_output(output, variance), counts) - counts * variance / 2
+
     def n_units(self, counts: Tensor, entries: Tensor) -> Tensor:
         return (counts * entries).sum()
 

@@ -64,6 +64,10 @@ class Gaussian(Dispersed):
         # The difference of two large numbers, as y a(o) - b(o) is, would lose digits.
         return (counts - self.rates(output)) ** 2 / (-2 * self.dispersion)
 
+    def expected_log_density(self, output: Tensor, variance: Tensor, counts: Tensor) -> Tensor:
+        spread = self.scale**2 * variance / (2 * self.dispersion)
+        return self.log_density(output, counts) - spread
+
     def constant(self, counts: Tensor) -> Tensor:
         return -0.5 * (2 * math.pi * self.dispersion).log()
 

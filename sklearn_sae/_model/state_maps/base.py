@@ -26,13 +26,39 @@ class StateMap(nn.Module, ABC):
         hidden_sizes: Any,
         activation: str,
         generator: torch.Generator | None,
+        linear: bool = False,
     ) -> Self:
         """Make a map whose weights are drawn from ``generator``, or have only shapes without one.
 
         ``hidden_sizes`` and ``activation`` are an estimator's; maps without hidden layers ignore
-        them.
+        them. ``linear`` adds a linear part to maps that have none, so that ``start_at`` works.
         """
         return cls(n_latents, generator)
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether the map is affine, whatever its weights are."""
+        return False
+
+    def start_at(self, matrix: Tensor, whitening: Tensor | None = None) -> bool:
+        """Become the linear map ``matrix @ z``, if the map can be one; else stay as it is.
+
+        What is nonlinear is then silent, and ready to grow where states have the covariance that
+        ``whitening`` turns into the identity. Returns whether the map is linear now.
+        """
+        return False
+
+    def add_offset(self, offset: Tensor) -> None:
+        """Add a constant ``(n_latents,)`` to all values, if ``start_at`` works."""
+        raise NotImplementedError
+
+    def rescale(self, factor: float) -> bool:
+        """Describe the same map of states that are ``1 / factor`` as large, if that is possible."""
+        return False
+
+    def penalty(self) -> Tensor | float:
+        """Half the squared weights over the variances of their prior."""
+        return 0.0
 
     @abstractmethod
     def forward(self, z: Tensor) -> Tensor:
