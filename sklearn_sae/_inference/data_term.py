@@ -12,6 +12,7 @@ from .._data.batches import Batch
 from .._model.likelihoods import Likelihood
 
 __all__ = [
+    "expected_log_likelihood",
     "log_likelihood",
     "mean_loss",
     "natural",
@@ -36,6 +37,18 @@ def log_likelihood(
     """
     terms = _terms(likelihood, output, counts, mask) / likelihood.private_dispersion
     return terms.sum(dim=(0, -2), dtype=dtype)
+
+
+def expected_log_likelihood(
+    likelihood: Likelihood, output: Tensor, variance: Tensor, batch: Batch
+) -> Tensor:
+    """Mean of ``log_likelihood`` ``(n_trials,)`` if the output has this ``variance``."""
+    if batch.mask is not None:
+        output, variance = (x.masked_fill(~batch.mask, 0.0) for x in (output, variance))
+    terms = likelihood.expected_log_density(output, variance, batch.counts)
+    if batch.mask is not None:
+        terms = terms * batch.mask
+    return (terms / likelihood.private_dispersion).sum(dim=(0, -2))
 
 
 def _terms(likelihood: Likelihood, output: Tensor, counts: Tensor, mask: Tensor | None) -> Tensor:

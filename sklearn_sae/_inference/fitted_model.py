@@ -18,8 +18,9 @@ from .._model.autoencoder import SequentialAutoencoder
 from .inference import Amortized, Inference, SemiAmortized
 from .memory import trials_at_once
 from .model_variance import model_variance
-from .paths import NoisyInference, learn_process_noise
-from .posterior import Posterior
+from .paths import NoisyInference, PathPosterior
+from .posterior import LaplacePosterior, Posterior
+from .prior import Prior
 from .scoring import SCORE_FRACTION, bits_gained, hidden_entries, without_silent
 
 __all__ = ["FittedModel"]
@@ -45,6 +46,8 @@ class FittedModel:
         Variance due to model error, see ``model_variance``; None with an encoder.
     process_noise : float64 array of shape (n_latents,) or None
         Standard deviations of the process noise in a bin; None if dynamics are deterministic.
+    initial_covariance : float64 array of shape (n_latents, n_latents) or None
+        Covariance of the prior of initial conditions; None if it is that of the training trials'.
     """
 
     network: SequentialAutoencoder
@@ -54,6 +57,7 @@ class FittedModel:
     initial_conditions: np.ndarray | None = None
     model_variance: float | None = None
     process_noise: np.ndarray | None = None
+    initial_covariance: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -76,13 +80,44 @@ class FittedModel:
         """Add the model variance, given the training trials' ``table`` of latent variables."""
         if table is None:
             return self
-        return replace(self, model_variance=model_variance(self.network, trials, table))
+        prior = Prior.from_samples(table[:, : self.network.readout.n_latents], self.network.inputs)
 
-    def with_process_noise(self, trials: Trials, table: Tensor | None) -> FittedModel:
-        """Add the process noise, given the training trials' ``table`` of latent variables."""
-        assert table is not None
-        noise = learn_process_noise(self.network, trials, table)
-        return replace(self, process_noise=noise.cpu().double().numpy())
+        def posterior_of(batch: Batch, rows: Tensor) -> LaplacePosterior:
+            return LaplacePosterior(self.network, prior, batch, table[rows].T.contiguous())
+
+        found = model_variance(self.network, trials, posterior_of, table.device)
+        return replace(self, model_variance=found)
+
+    @classmethod
+    def of_paths(
+        cls,
+        inference: NoisyInference,
+        settings: dict[str, Any],
+        null_rates: np.ndarray,
+        units: Units,
+        trials: Trials,
+        table: Tensor,
+    ) -> FittedModel:
+        """Make a fitted model with process noise, given the inference under it.
+
+        The ``table`` ``(n_trials, n_bins, n_states)`` holds the training trials' states.
+        """
+        network, prior = inference.model, inference.prior
+        n_latents, device = network.readout.n_latents, prior.mean.device
+
+        def posterior_of(batch: Batch, rows: Tensor) -> PathPosterior:
+            return inference.infer(batch, table[rows, : len(batch.counts)].permute(1, 2, 0))
+
+        return cls(
+            network,
+            settings,
+            null_rates,
+            units,
+            table[:, 0, :n_latents].cpu().numpy().copy(),
+            model_variance(network, trials, posterior_of, device),
+            inference.process_noise.sqrt().cpu().double().numpy(),
+            torch.linalg.inv_ex(prior.precision.double()).inverse.cpu().numpy(),
+        )
 
     def learned(self) -> dict[str, Any]:
         """What an estimator shows of it: names of attributes and their values."""
@@ -95,6 +130,7 @@ class FittedModel:
             "training_initial_conditions_": self.initial_conditions,
             "model_variance_": self.model_variance,
             "process_noise_": self.process_noise,
+            "initial_covariance_": self.initial_covariance,
             **self.network.likelihood.learned(unit),
         }
         return {name: value for name, value in attributes.items() if value is not None}
@@ -110,7 +146,12 @@ class FittedModel:
         z0 = z0.to(device)
         if self.process_noise is None:
             return SemiAmortized(network, z0, max_iter)
-        return NoisyInference(network, z0, torch.from_numpy(self.process_noise).to(z0), max_iter)
+        prior = Prior.from_samples(z0, network.inputs)
+        if self.initial_covariance is not None:
+            covariance = torch.from_numpy(self.initial_covariance).to(z0)
+            prior = Prior(prior.mean, torch.linalg.inv(covariance), network.inputs)
+        noise = torch.from_numpy(self.process_noise).to(z0).square()
+        return NoisyInference(network, prior, noise, max_iter)
 
     def posteriors(
         self, trials: Trials, device: torch.device, n_ahead: int = 0

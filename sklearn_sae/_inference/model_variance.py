@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from .._data.batches import Batch
 from .._data.trials import Trials
 from .._model.autoencoder import SequentialAutoencoder
 from .data_term import score_and_information
 from .memory import trials_at_once
-from .posterior import LARGEST_VARIANCE, LaplacePosterior
-from .prior import Prior
+from .posterior import LARGEST_VARIANCE, GaussianPosterior
 
 __all__ = ["model_variance"]
 
@@ -23,7 +25,12 @@ MOST_TRIALS_FOR_VARIANCE = 2000
 
 
 @torch.no_grad()
-def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) -> float:
+def model_variance(
+    model: SequentialAutoencoder,
+    trials: Trials,
+    posterior_of: Callable[[Batch, Tensor], GaussianPosterior],
+    device: torch.device,
+) -> float:
     r"""Estimate the variance of the readout's output around the truth due to model error.
 
     For Poisson counts, with rates l, counts y, n_spikes observed in all, and the weights
@@ -41,21 +48,18 @@ def model_variance(model: SequentialAutoencoder, trials: Trials, table: Tensor) 
     result is their sum, w at least. The standard error of d is about sqrt(1 / sum(a l^2)), and
     negative biases are set to zero: with fewer than 100,000 spikes intervals tend to be too wide.
     Other likelihoods compute d + v by their own `model_error_moments`, and replace n_spikes by
-    their Fisher information, which is l for Poisson counts. ``table`` ``(n_trials, n_variables)``
-    holds the fitted latent variables of ``trials``. If trials are many, a random subset is used; it
-    is not evenly spaced because conditions may alternate.
+    their Fisher information, which is l for Poisson counts. ``posterior_of`` gives the posterior of
+    a batch, whose trials have the given rows in ``trials``. If trials are many, a random subset is
+    used; it is not evenly spaced because conditions may alternate.
     """
-    n_latents = model.readout.n_latents
-    prior = Prior.from_samples(table[:, :n_latents], model.inputs)
     chosen = trials.some_rows(MOST_TRIALS_FOR_VARIANCE)
     share = len(chosen) / len(trials)
-    trials, table = trials.subset(chosen), table[torch.as_tensor(chosen, device=table.device)]
+    trials = trials.subset(chosen)
     n_weights = sum(weight.numel() for weight in model.generative_parameters())
     n_weights = max(n_weights - model.readout.n_redundant, 0)
     sums = np.zeros(3)
-    for batch in trials.chunks(trials_at_once(model, trials.n_bins), table.device):
-        rows = torch.as_tensor(batch.rows, device=table.device)
-        posterior = LaplacePosterior(model, prior, batch, table[rows].T.contiguous())
+    for batch in trials.chunks(trials_at_once(model, trials.n_bins), device):
+        posterior = posterior_of(batch, torch.as_tensor(chosen[batch.rows], device=device))
         moments = model.likelihood.model_error_moments(
             posterior.output, batch, posterior.output_variance
         )

@@ -11,6 +11,9 @@ from .._model.inputs import Inputs
 
 __all__ = ["Prior"]
 
+#: Of initial conditions that are all alike.
+SMALLEST_VARIANCE = 1e-4
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -39,6 +42,21 @@ class Prior:
         # inv_ex, unlike inv, gives NaN or inf if the samples of a diverging model overflow.
         precision = torch.linalg.inv_ex(trust * covariance + (1 - trust) * diagonal).inverse
         return cls(mean, precision, inputs)
+
+    @classmethod
+    def of_moments(
+        cls, total: Tensor, squares: Tensor, n_trials: int, inputs: Inputs | None = None
+    ) -> Prior:
+        """Fit a Gaussian to sums over trials of initial conditions, and of their squares.
+
+        ``total`` is ``(n_latents,)`` and ``squares`` ``(n_latents, n_latents)``; squares may hold
+        the covariances of initial conditions that are not known exactly.
+        """
+        mean = total / n_trials
+        covariance = squares / n_trials - torch.outer(mean, mean)
+        ridge = SMALLEST_VARIANCE * torch.eye(len(mean), device=mean.device)
+        precision = torch.linalg.inv_ex(covariance + ridge).inverse
+        return cls(mean, (precision + precision.mT) / 2, inputs)
 
     def log_density(self, variables: Tensor) -> Tensor:
         """Log-density ``(n_trials,)`` of columns ``(n_variables, n_trials)``, up to a constant."""
