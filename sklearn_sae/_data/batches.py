@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +45,25 @@ class Batch:
         """Mark entries as not observed; ``hidden`` is boolean, of the shape of ``counts``."""
         mask = ~hidden if self.mask is None else self.mask & ~hidden
         return replace(self, counts=self.counts * mask, mask=mask)
+
+    def hide_in_turn(self, parts: Sequence[np.ndarray]) -> Batch:
+        """Repeat the batch for each part of the neurons, with that part marked as not observed.
+
+        ``parts`` are arrays of indices.
+        """
+        n = len(parts)
+        hidden = torch.zeros(n, self.counts.shape[1], dtype=torch.bool, device=self.counts.device)
+        for row, part in zip(hidden, parts, strict=True):
+            row[torch.as_tensor(part, device=row.device)] = True
+        several = Batch(
+            self.counts.repeat(1, 1, n),
+            None if self.mask is None else self.mask.repeat(1, 1, n),
+            np.tile(self.lengths, n),
+            np.tile(self.rows, n),
+            None if self.inputs is None else self.inputs.repeat(1, 1, n),
+        )
+        of_trials = hidden.T.repeat_interleave(len(self), dim=1)
+        return several.hide(of_trials.expand_as(several.counts))
 
     def only(self, trials: Tensor) -> Batch:
         """Select trials by their positions ``(n_selected,)`` in the batch."""

@@ -212,6 +212,11 @@ class _Subset(Trials):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def units(self) -> Units:  # type: ignore[override]
+        """Those of the whole, whenever these are set."""
+        return self.whole.units
+
     def read(
         self, rows: np.ndarray, n_bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
