@@ -41,12 +41,12 @@ COMMON_CONSTRAINTS: dict = {
     "initial_condition_dropout": [SHARE],
     "coordinated_dropout": [SHARE],
     "optimizer": [StrOptions(set(OPTIMIZERS))],
-    "learning_rate": [POSITIVE],
+    "learning_rate": [POSITIVE, StrOptions({"auto"})],
     "learning_rate_schedule": [StrOptions(set(LEARNING_RATES))],
     "weight_decay": [Interval(Real, 0, None, closed="left")],
     "clip_norm": [POSITIVE, None],
     "batch_size": [COUNT, StrOptions({"auto"})],
-    "max_epochs": [COUNT],
+    "max_epochs": [COUNT, StrOptions({"auto"})],
     "n_init": [COUNT],
     "horizon_start": [COUNT],
     "horizon_step": [COUNT],
@@ -67,7 +67,11 @@ COMMON_CONSTRAINTS: dict = {
 def build_state_map(estimator: BaseSAE, name: str, generator: torch.Generator | None) -> StateMap:
     """Make the vector field or cell of this name with the estimator's parameters."""
     return STATE_MAPS[name].from_parameters(
-        estimator.n_latents, estimator.hidden_sizes, estimator.activation, generator
+        estimator.n_latents,
+        estimator.hidden_sizes,
+        estimator.activation,
+        generator,
+        linear=estimator._on_paths(),
     )
 
 
@@ -75,9 +79,9 @@ def build_state_map(estimator: BaseSAE, name: str, generator: torch.Generator | 
 class NODESAE(BaseSAE):
     """Sequential autoencoder with neural-ODE dynamics.
 
-    A trial's spikes are explained by one initial condition, a learned differential equation dz/dt =
-    f(z) that carries it through the trial, and a linear readout to the log-rates of Poisson neurons
-    [1]_ (or to another ``likelihood``).
+    A trial's spikes are explained by latents that follow a learned differential equation dz/dt =
+    f(z) from an initial condition on, but for process noise if the data ask for it, and a linear
+    readout to the log-rates of Poisson neurons [1]_ (or to another ``likelihood``).
 
     Parameters
     ----------
@@ -85,7 +89,8 @@ class NODESAE(BaseSAE):
         Latent dimension: number of state variables of the dynamics.
 
     hidden_sizes : tuple of int, default=(64,)
-        Units of the hidden layers of the vector field f, a multilayer perceptron.
+        Units of the hidden layers of the vector field f, a linear map and a multilayer perceptron.
+        Without any, (), dynamics are linear.
 
     activation : {"tanh", "relu", "softplus"}, default="tanh"
         Activation of the hidden layers.
@@ -128,22 +133,24 @@ class NODESAE(BaseSAE):
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
 
     inference : {"semi-amortized", "amortized"}, default="semi-amortized"
-        How a trial's initial condition is inferred. ``"semi-amortized"``: while fitting, each
-        training trial's is a free parameter, learned jointly with dynamics and readout; another
-        trial starts at the training initial condition whose rates fit it best, and is refined by
-        damped Gauss-Newton on its log-posterior, with a Gaussian prior from the training trials.
-        ``"amortized"``: an encoder gives it in one pass and is trained end to end through the
-        dynamics, as in the paper; faster for very many new trials, and less accurate.
+        How a trial's latents are inferred. ``"semi-amortized"``: by Newton's method on the
+        log-posterior of the whole path, in which latents leave the dynamics by process noise;
+        with inferred inputs, by damped Gauss-Newton on that of the initial condition and the
+        inputs. ``"amortized"``: an encoder gives the initial condition in one pass and is trained
+        end to end through the dynamics, as in the paper; faster for very many new trials, and less
+        accurate.
 
     max_refine_iter : int, default=10
-        Most Gauss-Newton iterations of the semi-amortized inference; 0 leaves the start as it is.
+        Most Newton iterations of the semi-amortized inference, once process noise has fallen to
+        what was learned; 0 leaves the start as it is.
 
     dropout : float, default=0.0
         Dropout on the encoder's last state while training; only if ``inference="amortized"``.
 
     initial_condition_dropout : float, default=0.0
-        Dropout on the initial condition while training. The paper uses 0.05 on both; with few
-        latents it hurts, because a trial that loses a coordinate teaches nothing.
+        Dropout on the initial condition while training; only with an encoder or inferred inputs.
+        The paper uses 0.05 on both; with few latents it hurts, because a trial that loses a
+        coordinate teaches nothing.
 
     coordinated_dropout : float, default=0.2
         Share of the entries hidden from the encoder at random while it is trained, so that it copes
@@ -153,8 +160,9 @@ class NODESAE(BaseSAE):
         ``"soap"`` is Adam in the eigenbases of each weight's gradient statistics [2]_; it needs
         several times fewer steps.
 
-    learning_rate : float, default=5e-2
-        Peak learning rate of the weights. Free initial conditions move five times as fast.
+    learning_rate : float or "auto", default="auto"
+        Peak learning rate of the weights. "auto" is 0.03, and 0.05 with an encoder or inferred
+        inputs.
 
     learning_rate_schedule : {"exponential", "onecycle", "constant"}, default="exponential"
         ``"exponential"`` rises for 10 % of the epochs and then falls to 1 % of its peak, fast at
@@ -170,21 +178,23 @@ class NODESAE(BaseSAE):
         Largest norm of the gradient over all weights; None does not clip.
 
     batch_size : int or "auto", default="auto"
-        Trials per step; "auto" is a quarter of the trials, at most 320.
+        Trials per step. "auto" is an eighth to a quarter of the trials, fewer where memory is
+        short; with an encoder or inferred inputs a quarter, at most 320.
 
-    max_epochs : int, default=225
-        Passes over the training trials.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training trials. "auto" is 60, and 225 with an encoder or inferred inputs.
+        After them, as many as were best follow on all trials.
 
     n_init : int, default=1
-        Models to fit, each from its own seed; the one with the best ``score`` on
-        ``validation_fraction`` of the trials, held out for that, is kept. They are trained
-        together: with a fixed-step solver and few trials that takes much less than ``n_init`` times
-        as long. One that diverges leaves the others alone. A fit that goes on from another
-        (``warm_start``) has one model only.
+        Models to fit, each from its own seed; the one that predicts held-out neurons best is kept.
+        One that diverges leaves the others alone. A fit that goes on from another (``warm_start``)
+        has one model only. With an encoder or inferred inputs they are trained together, which
+        with a fixed-step solver and few trials takes much less than ``n_init`` times as long.
 
     horizon_start : int, default=10
-        Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
-        useless gradients, so the horizon grows.
+        Bins of each trial that the loss sees at first, with an encoder or inferred inputs: long
+        rollouts of untrained dynamics have useless gradients, so the horizon grows. Training on
+        paths rolls nothing out, and does not use this or the next two.
 
     horizon_step : int, default=1
         Bins by which the horizon grows at a time.
@@ -193,18 +203,20 @@ class NODESAE(BaseSAE):
         Share of the epochs after which the loss sees whole trials; 0 sees them from the start.
 
     early_stopping : bool, default=False
-        Hold ``validation_fraction`` of the trials out, score them after each epoch on entries
-        hidden from inference, stop when the score no longer rises, and keep the best epoch. Counts
-        from when the horizon is full.
+        Stop when the score of held-out trials no longer rises. Without it all epochs are run, and
+        the best kept. With an encoder or inferred inputs trials are held out for this only, scored
+        after each epoch with a full horizon, and the best epoch is kept.
 
-    validation_fraction : float, default=0.1
-        Share of the trials held out if ``early_stopping``, or if ``n_init`` is 2 or more.
+    validation_fraction : float, default=0.2
+        Share of the trials held out, at most 128. They tell the process noise, which epoch was
+        best, and whether dynamics are linear. With an encoder or inferred inputs: held out if
+        ``early_stopping``, or if ``n_init`` is 2 or more.
 
     n_iter_no_change : int, default=20
-        Epochs without a gain of ``tol`` before stopping, if ``early_stopping``.
+        Epochs without a higher score before stopping, if ``early_stopping``.
 
     tol : float, default=1e-4
-        Gain in ``score`` that counts, if ``early_stopping``.
+        Gain in ``score`` that counts, if ``early_stopping`` with an encoder or inferred inputs.
 
     warm_start : bool, default=False
         Go on from the previous fit's weights instead of starting afresh, with the data's own null
@@ -266,26 +278,36 @@ class NODESAE(BaseSAE):
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
         Trials of more than 200 bins are cut into pieces of at most 100, with a row for each.
     process_noise_ : ndarray of shape (n_latents,)
-        Standard deviation by which the latents leave the dynamics in a bin, learned by maximising
-        the evidence; only if trials of more than 200 bins were cut (without inferred inputs, with
-        ``inference="semi-amortized"``). Trials are then inferred as paths under this noise, because
-        one initial condition does not determine so many bins of chaotic dynamics.
+        Standard deviation by which the latents leave the dynamics in a bin, the same for all
+        latents, which are of about unit size. It maximises the evidence of held-out trials; 0.001,
+        the smallest, is as good as none: dynamics are deterministic then. Only without inferred
+        inputs, with ``inference="semi-amortized"``.
+    initial_covariance_ : ndarray of shape (n_latents, n_latents)
+        Covariance of the prior of initial conditions, whose mean is that of
+        ``training_initial_conditions_``; only if there is a ``process_noise_``.
     model_variance_ : float
         Variance of log-rates due to the model's own error, estimated from at most 2000 of the
         training trials; only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, the
         variance of rates divided by each neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
-        Mean negative log-likelihood per observed entry, per epoch, over the bins within the
-        horizon; without the log(counts!) of counts.
+        Mean negative log-likelihood per observed entry, per epoch, without the log(counts!) of
+        counts: that expected under the posterior, of the training trials and, after these epochs,
+        of all trials. With an encoder or inferred inputs, over the bins within the horizon.
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
         Held-out ``score`` of every model, NaN for one that diverged; only if ``n_init`` is 2 or
         more.
     validation_scores_ : list of float
-        Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
+        Bits per spike by which a quarter of the neurons of held-out trials are predicted from the
+        others: by the linear system at the start, and then after every sixth of the epochs. With an
+        encoder or inferred inputs: held-out ``score`` after each epoch with a full horizon, if
+        ``early_stopping``.
+    validation_epochs_ : list of int
+        Number of epochs before each of ``validation_scores_``; not with an encoder or inferred
+        inputs.
     best_validation_score_ : float
-        Highest of ``validation_scores_``; only if ``early_stopping``.
+        That of ``validation_scores_`` which belongs to the model that was kept.
     n_inputs_in_ : int
         Number of known inputs in ``fit``.
     input_matrix_ : ndarray of shape (n_latents, n_inputs_in_)
@@ -306,6 +328,11 @@ class NODESAE(BaseSAE):
     -----
     Time is counted in bins, and ``vector_field`` in latents per bin. In the paper [1]_ a whole
     trial takes one unit of time, as here with ``time_scale=n_bins - 1``.
+
+    A fit starts at a linear dynamical system, in which process noise explains what the dynamics do
+    not. From there the field becomes nonlinear, along the gradient of the evidence, while the noise
+    falls to what held-out trials ask for. The nonlinear system is kept if it predicts hidden
+    neurons of held-out trials better than the linear one by two standard errors and one percent.
 
     References
     ----------
@@ -361,18 +388,18 @@ class NODESAE(BaseSAE):
         initial_condition_dropout=0.0,
         coordinated_dropout=0.2,
         optimizer="soap",
-        learning_rate=5e-2,
+        learning_rate="auto",
         learning_rate_schedule="exponential",
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=225,
+        max_epochs="auto",
         n_init=1,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,
         early_stopping=False,
-        validation_fraction=0.1,
+        validation_fraction=0.2,
         n_iter_no_change=20,
         tol=1e-4,
         warm_start=False,
@@ -478,7 +505,7 @@ class RNNSAE(BaseSAE):
         cell(z).
 
     hidden_sizes : tuple of int, default=(64,)
-        Units of the hidden layers, if ``cell="mlp"``.
+        Units of the hidden layers, if ``cell="mlp"``; without any, (), dynamics are linear.
 
     activation : {"tanh", "relu", "softplus"}, default="tanh"
         Activation of the hidden layers, if ``cell="mlp"``.
@@ -501,22 +528,24 @@ class RNNSAE(BaseSAE):
         Units of the encoder's bidirectional GRU, per direction; only if ``inference="amortized"``.
 
     inference : {"semi-amortized", "amortized"}, default="semi-amortized"
-        How a trial's initial condition is inferred. ``"semi-amortized"``: while fitting, each
-        training trial's is a free parameter, learned jointly with dynamics and readout; another
-        trial starts at the training initial condition whose rates fit it best, and is refined by
-        damped Gauss-Newton on its log-posterior, with a Gaussian prior from the training trials.
-        ``"amortized"``: an encoder gives it in one pass and is trained end to end through the
-        dynamics, as in the paper; faster for very many new trials, and less accurate.
+        How a trial's latents are inferred. ``"semi-amortized"``: by Newton's method on the
+        log-posterior of the whole path, in which latents leave the dynamics by process noise;
+        with inferred inputs, by damped Gauss-Newton on that of the initial condition and the
+        inputs. ``"amortized"``: an encoder gives the initial condition in one pass and is trained
+        end to end through the dynamics, as in the paper; faster for very many new trials, and less
+        accurate.
 
     max_refine_iter : int, default=10
-        Most Gauss-Newton iterations of the semi-amortized inference; 0 leaves the start as it is.
+        Most Newton iterations of the semi-amortized inference, once process noise has fallen to
+        what was learned; 0 leaves the start as it is.
 
     dropout : float, default=0.0
         Dropout on the encoder's last state while training; only if ``inference="amortized"``.
 
     initial_condition_dropout : float, default=0.0
-        Dropout on the initial condition while training. The paper uses 0.05 on both; with few
-        latents it hurts, because a trial that loses a coordinate teaches nothing.
+        Dropout on the initial condition while training; only with an encoder or inferred inputs.
+        The paper uses 0.05 on both; with few latents it hurts, because a trial that loses a
+        coordinate teaches nothing.
 
     coordinated_dropout : float, default=0.2
         Share of the entries hidden from the encoder at random while it is trained, so that it copes
@@ -526,8 +555,9 @@ class RNNSAE(BaseSAE):
         ``"soap"`` is Adam in the eigenbases of each weight's gradient statistics [2]_; it needs
         several times fewer steps.
 
-    learning_rate : float, default=5e-2
-        Peak learning rate of the weights. Free initial conditions move five times as fast.
+    learning_rate : float or "auto", default="auto"
+        Peak learning rate of the weights. "auto" is 0.03, and 0.05 with an encoder or inferred
+        inputs.
 
     learning_rate_schedule : {"exponential", "onecycle", "constant"}, default="exponential"
         ``"exponential"`` rises for 10 % of the epochs and then falls to 1 % of its peak, fast at
@@ -543,21 +573,24 @@ class RNNSAE(BaseSAE):
         Largest norm of the gradient over all weights; None does not clip.
 
     batch_size : int or "auto", default="auto"
-        Trials per step; "auto" is a quarter of the trials, at most 320.
+        Trials per step. "auto" is an eighth to a quarter of the trials, fewer where memory is
+        short; with an encoder or inferred inputs a quarter, at most 320.
 
-    max_epochs : int, default=225
-        Passes over the training trials.
+    max_epochs : int or "auto", default="auto"
+        Passes over the training trials. "auto" is 60, and 225 with an encoder or inferred inputs.
+        After them, as many as were best follow on all trials.
 
     n_init : int, default=1
-        Models to fit, each from its own seed; the one with the best ``score`` on
-        ``validation_fraction`` of the trials, held out for that, is kept. They are trained
-        together: with ``cell="mlp"`` and a ``residual``, and few trials, that takes much less
-        than ``n_init`` times as long. One that diverges leaves the others alone. A fit that goes on
-        from another (``warm_start``) has one model only.
+        Models to fit, each from its own seed; the one that predicts held-out neurons best is kept.
+        One that diverges leaves the others alone. A fit that goes on from another (``warm_start``)
+        has one model only. With an encoder or inferred inputs they are trained together: with
+        ``cell="mlp"`` and a ``residual``, and few trials, that takes much less than ``n_init``
+        times as long.
 
     horizon_start : int, default=10
-        Bins of each trial that the loss sees at first. Long rollouts of untrained dynamics have
-        useless gradients, so the horizon grows.
+        Bins of each trial that the loss sees at first, with an encoder or inferred inputs: long
+        rollouts of untrained dynamics have useless gradients, so the horizon grows. Training on
+        paths rolls nothing out, and does not use this or the next two.
 
     horizon_step : int, default=1
         Bins by which the horizon grows at a time.
@@ -566,18 +599,20 @@ class RNNSAE(BaseSAE):
         Share of the epochs after which the loss sees whole trials; 0 sees them from the start.
 
     early_stopping : bool, default=False
-        Hold ``validation_fraction`` of the trials out, score them after each epoch on entries
-        hidden from inference, stop when the score no longer rises, and keep the best epoch. Counts
-        from when the horizon is full.
+        Stop when the score of held-out trials no longer rises. Without it all epochs are run, and
+        the best kept. With an encoder or inferred inputs trials are held out for this only, scored
+        after each epoch with a full horizon, and the best epoch is kept.
 
-    validation_fraction : float, default=0.1
-        Share of the trials held out if ``early_stopping``, or if ``n_init`` is 2 or more.
+    validation_fraction : float, default=0.2
+        Share of the trials held out, at most 128. They tell the process noise, which epoch was
+        best, and whether dynamics are linear. With an encoder or inferred inputs: held out if
+        ``early_stopping``, or if ``n_init`` is 2 or more.
 
     n_iter_no_change : int, default=20
-        Epochs without a gain of ``tol`` before stopping, if ``early_stopping``.
+        Epochs without a higher score before stopping, if ``early_stopping``.
 
     tol : float, default=1e-4
-        Gain in ``score`` that counts, if ``early_stopping``.
+        Gain in ``score`` that counts, if ``early_stopping`` with an encoder or inferred inputs.
 
     warm_start : bool, default=False
         Go on from the previous fit's weights instead of starting afresh, with the data's own null
@@ -639,26 +674,36 @@ class RNNSAE(BaseSAE):
         Learned initial conditions of the training trials; only if ``inference="semi-amortized"``.
         Trials of more than 200 bins are cut into pieces of at most 100, with a row for each.
     process_noise_ : ndarray of shape (n_latents,)
-        Standard deviation by which the latents leave the dynamics in a bin, learned by maximising
-        the evidence; only if trials of more than 200 bins were cut (without inferred inputs, with
-        ``inference="semi-amortized"``). Trials are then inferred as paths under this noise, because
-        one initial condition does not determine so many bins of chaotic dynamics.
+        Standard deviation by which the latents leave the dynamics in a bin, the same for all
+        latents, which are of about unit size. It maximises the evidence of held-out trials; 0.001,
+        the smallest, is as good as none: dynamics are deterministic then. Only without inferred
+        inputs, with ``inference="semi-amortized"``.
+    initial_covariance_ : ndarray of shape (n_latents, n_latents)
+        Covariance of the prior of initial conditions, whose mean is that of
+        ``training_initial_conditions_``; only if there is a ``process_noise_``.
     model_variance_ : float
         Variance of log-rates due to the model's own error, estimated from at most 2000 of the
         training trials; only if ``inference="semi-amortized"``. With ``likelihood="gaussian"``, the
         variance of rates divided by each neuron's standard deviation in ``fit``.
     loss_curve_ : list of float
-        Mean negative log-likelihood per observed entry, per epoch, over the bins within the
-        horizon; without the log(counts!) of counts.
+        Mean negative log-likelihood per observed entry, per epoch, without the log(counts!) of
+        counts: that expected under the posterior, of the training trials and, after these epochs,
+        of all trials. With an encoder or inferred inputs, over the bins within the horizon.
     n_iter_ : int
         Epochs run by the last ``fit``.
     init_scores_ : ndarray of shape (n_init,)
         Held-out ``score`` of every model, NaN for one that diverged; only if ``n_init`` is 2 or
         more.
     validation_scores_ : list of float
-        Held-out ``score`` after each epoch with a full horizon; only if ``early_stopping``.
+        Bits per spike by which a quarter of the neurons of held-out trials are predicted from the
+        others: by the linear system at the start, and then after every sixth of the epochs. With an
+        encoder or inferred inputs: held-out ``score`` after each epoch with a full horizon, if
+        ``early_stopping``.
+    validation_epochs_ : list of int
+        Number of epochs before each of ``validation_scores_``; not with an encoder or inferred
+        inputs.
     best_validation_score_ : float
-        Highest of ``validation_scores_``; only if ``early_stopping``.
+        That of ``validation_scores_`` which belongs to the model that was kept.
     n_inputs_in_ : int
         Number of known inputs in ``fit``.
     input_matrix_ : ndarray of shape (n_latents, n_inputs_in_)
@@ -724,18 +769,18 @@ class RNNSAE(BaseSAE):
         initial_condition_dropout=0.0,
         coordinated_dropout=0.2,
         optimizer="soap",
-        learning_rate=5e-2,
+        learning_rate="auto",
         learning_rate_schedule="exponential",
         weight_decay=0.0,
         clip_norm=1.0,
         batch_size="auto",
-        max_epochs=225,
+        max_epochs="auto",
         n_init=1,
         horizon_start=10,
         horizon_step=1,
         horizon_growth=0.5,
         early_stopping=False,
-        validation_fraction=0.1,
+        validation_fraction=0.2,
         n_iter_no_change=20,
         tol=1e-4,
         warm_start=False,

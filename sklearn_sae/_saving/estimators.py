@@ -42,9 +42,11 @@ ARRAYS = {
     "signal_scale_": ("float64", 1),
     "training_initial_conditions_": ("float32", 2),
     "process_noise_": ("float64", 1),
+    "initial_covariance_": ("float64", 2),
     "loss_curve_": ("float64", 1),
     "init_scores_": ("float64", 1),
     "validation_scores_": ("float64", 1),
+    "validation_epochs_": ("int64", 1),
     **{name: ("float64", 1) for likelihood in LIKELIHOODS.values() for name in likelihood.names},
 }
 #: Learned attributes that describe the fit; all others are those of the fitted model.
@@ -55,10 +57,11 @@ OF_THE_FIT = {
     "loss_curve_",
     "init_scores_",
     "validation_scores_",
+    "validation_epochs_",
     "best_validation_score_",
 }
 #: Arrays in a file, but lists in an estimator.
-LISTS = ("loss_curve_", "validation_scores_")
+LISTS = ("loss_curve_", "validation_scores_", "validation_epochs_")
 ALWAYS = {"n_features_in_", "n_inputs_in_", "n_iter_", "null_rates_", "loss_curve_"}
 
 #: Prefix of the names of the network's weights in a file.
@@ -126,7 +129,7 @@ def pack(estimator: Any) -> tuple[dict, dict[str, np.ndarray]]:
     for attribute in learned.keys() & ARRAYS.keys():
         arrays[attribute] = np.array(learned[attribute])
     for attribute in learned.keys() & set(LISTS):
-        arrays[attribute] = np.array(learned[attribute], dtype=np.float64)
+        arrays[attribute] = np.array(learned[attribute], dtype=ARRAYS[attribute][0])
     return content, arrays
 
 
@@ -138,7 +141,7 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
     cls = CLASSES[content["class"]]
     fitted_with = _construct(cls, content["fitted_with"])
     fitted_with._validate_params()
-    arrays = _of_today(arrays, fitted_with.likelihood)
+    arrays = _of_today(arrays, fitted_with)
     weights = {name: arrays[name] for name in arrays if name.startswith(MODEL)}
     learned = _decode_all(content["learned"])
     learned |= {name: arrays[name] for name in arrays if name not in weights}
@@ -154,6 +157,7 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
         learned.get("training_initial_conditions_"),
         learned.get("model_variance_"),
         learned.get("process_noise_"),
+        learned.get("initial_covariance_"),
     )
     estimator = _construct(cls, content["parameters"])
     for name in learned.keys() - fitted.learned().keys():
@@ -162,8 +166,13 @@ def unpack(content: dict, arrays: dict[str, np.ndarray]) -> Any:
     return estimator
 
 
-def _of_today(arrays: dict[str, np.ndarray], likelihood: str) -> dict[str, np.ndarray]:
-    """Arrays of a file, also of one from before neurons had private dispersions."""
+def _of_today(arrays: dict[str, np.ndarray], fitted_with: Any) -> dict[str, np.ndarray]:
+    """Arrays of a file, also of one from before neurons had private dispersions.
+
+    Before that there was no linear part beside perceptrons, either.
+    """
+    arrays = _with_linear_part(arrays, fitted_with)
+    likelihood = fitted_with.likelihood
     name = MODEL + "likelihood.private_dispersion"
     if name in arrays or "null_rates_" not in arrays:
         return arrays
@@ -174,6 +183,18 @@ def _of_today(arrays: dict[str, np.ndarray], likelihood: str) -> dict[str, np.nd
         arrays = {renamed.get(key, key): value for key, value in arrays.items()}
     ones = np.ones(n_neurons)
     return arrays | {name: ones[:, np.newaxis].astype(np.float32), "dispersion_": ones}
+
+
+def _with_linear_part(arrays: dict[str, np.ndarray], fitted_with: Any) -> dict[str, np.ndarray]:
+    """Add a linear part of zero to a perceptron from before there was one."""
+    if "initial_covariance_" in arrays or not fitted_with._on_paths():
+        return arrays
+    n_latents = fitted_with.n_latents
+    for name in ("dynamics.mlp", "dynamics.cell"):
+        first, linear = f"{MODEL}{name}.weights.1", f"{MODEL}{name}.linear"
+        if first in arrays and linear not in arrays:
+            arrays = arrays | {linear: np.zeros((n_latents, n_latents), np.float32)}
+    return arrays
 
 
 def _construct(cls: type[Any], parameters: Any) -> Any:

@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 ENTRY = "sklearn_sae"
 #: Headers have a few kilobytes; larger ones are not read, to save memory.
 LARGEST_HEADER = 2**18
-DTYPES = ("F32", "F64", "U8")
+DTYPES = ("F32", "F64", "I64", "U8")
 #: Seconds after which a temporary file is that of a write that was killed.
 LEFT_OVER = 3600.0
 

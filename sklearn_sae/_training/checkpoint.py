@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,18 +17,31 @@ from .._saving.files import checksum, names_folder, read, remove_leftovers, writ
 from .._saving.json import decode, encode_parameters
 from .._version import __version__
 from .early_stopping import EarlyStopping
-from .loop import Member
+from .loop import Member, Record
 from .optimizers import Soap
 
-__all__ = ["Checkpoint", "FitState", "identify"]
+__all__ = ["Checkpoint", "FitState", "Resumable", "identify"]
 
 #: Parameters that may differ between a fit and the one that goes on with its checkpoint.
 NOT_IDENTIFYING = ("checkpoint_path", "checkpoint_every", "device", "verbose")
 
 
+class Resumable(Protocol):
+    """What goes on from epoch to epoch."""
+
+    def note(self, record: Record) -> bool:
+        """Take note of an epoch; true if it should be the last."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State as named tensors, not copied."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the state from a ``state_dict``."""
+
+
 @dataclass
 class FitState:
-    """State of a fit between two epochs: members, optimizer, early stopping and loss curves.
+    """State of a fit by rollouts between two epochs.
 
     Lists have one element for each member; ``stoppers`` is empty without early stopping.
     """
@@ -37,6 +50,15 @@ class FitState:
     optimizer: Soap
     stoppers: list[EarlyStopping]
     loss_curves: list[list[float]]
+
+    def note(self, record: Record) -> bool:
+        """Add an epoch's losses to the curves; true if all members have stopped."""
+        for i, loss in enumerate(record.losses):
+            # A member that has stopped waits for the others.
+            if not (self.stoppers and self.stoppers[i].stopped):
+                self.loss_curves[i].append(loss)
+        stops = [stopper.should_stop(record) for stopper in self.stoppers]
+        return bool(stops) and all(stops)
 
     def state_dict(self) -> dict[str, Tensor]:
         """State as named tensors, not copied."""
@@ -89,7 +111,7 @@ class Checkpoint:
         self.found = self._read()
         self.seeds: list[int] = seeds if self.found is None else self.found[0]["seeds"]
 
-    def begin(self, state: FitState) -> int:
+    def begin(self, state: Resumable) -> int:
         """Restore ``state`` from the file; returns the number of epochs done.
 
         If there is no file, write one, so that a path that cannot be written fails at once, and
@@ -113,8 +135,11 @@ class Checkpoint:
             raise self._refusal(f"holds another state than this fit has ({error!r})") from error
         return content["n_done"]
 
-    def write(self, state: FitState, n_done: int) -> None:
-        """Write ``state`` after ``n_done`` epochs; a write that fails does not end the fit."""
+    def write(self, state: Resumable, n_done: int, depth: int) -> None:
+        """Write ``state`` after ``n_done`` epochs; a write that fails does not end the fit.
+
+        ``depth`` is the number of calls between ``fit`` and this one, for the warning.
+        """
         try:
             self._write(state, n_done)
         except OSError as error:
@@ -122,10 +147,10 @@ class Checkpoint:
                 f"checkpoint_path: {self.path} could not be written ({error}). The fit goes on and "
                 "tries again when the next checkpoint is due; the last one that was written stays.",
                 UserWarning,
-                stacklevel=6,
+                stacklevel=depth + 4,
             )
 
-    def _write(self, state: FitState, n_done: int) -> None:
+    def _write(self, state: Resumable, n_done: int) -> None:
         # Another fit that began in the same moment may have written since.
         self._read()
         tensors = state.state_dict()

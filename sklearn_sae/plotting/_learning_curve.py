@@ -11,10 +11,11 @@ from ._style import COLOURS, finish, new_axes
 
 
 class LearningCurveDisplay:
-    """Loss of each epoch, and validation scores if there was early stopping.
+    """Loss of each epoch, and scores of trials that were held out.
 
-    The loss is the mean negative log-likelihood per observed entry within the horizon, without the
-    part that only depends on the counts; while the horizon grows, the task grows harder, and the
+    The loss is the mean negative log-likelihood per observed entry, without the part that only
+    depends on the counts. It jumps where the fit to all trials begins. With an encoder or inferred
+    inputs it is that within the horizon: while the horizon grows, the task grows harder, and the
     loss may rise.
 
     Parameters
@@ -22,7 +23,9 @@ class LearningCurveDisplay:
     loss : sequence of float
         ``loss_curve_`` of an estimator.
     validation_scores : sequence of float or None, default=None
-        ``validation_scores_``, in bits per spike; they belong to the last epochs.
+        ``validation_scores_``, in bits per spike.
+    validation_epochs : sequence of int or None, default=None
+        ``validation_epochs_``, the number of epochs before each score; None are the last epochs.
 
     Attributes
     ----------
@@ -40,9 +43,12 @@ class LearningCurveDisplay:
     'epoch'
     """
 
-    def __init__(self, loss: Any, validation_scores: Any = None) -> None:
+    def __init__(
+        self, loss: Any, validation_scores: Any = None, validation_epochs: Any = None
+    ) -> None:
         self.loss = loss
         self.validation_scores = validation_scores
+        self.validation_epochs = validation_epochs
 
     @classmethod
     def from_estimator(cls, estimator: Any, *, ax: Any = None) -> LearningCurveDisplay:
@@ -61,7 +67,8 @@ class LearningCurveDisplay:
             With the artists.
         """
         scores = getattr(estimator, "validation_scores_", None)
-        return cls(estimator.loss_curve_, scores).plot(ax=ax)
+        epochs = getattr(estimator, "validation_epochs_", None)
+        return cls(estimator.loss_curve_, scores, epochs).plot(ax=ax)
 
     def plot(self, *, ax: Any = None) -> LearningCurveDisplay:
         """Draw on ``ax``, or in a new figure.
@@ -81,11 +88,15 @@ class LearningCurveDisplay:
         self.score_ax_ = self.scores_ = None
         finish(self.ax_)
         if self.validation_scores is not None and len(self.validation_scores):
+            of_scores = self.validation_epochs
+            if of_scores is None:
+                of_scores = epochs[-len(self.validation_scores) :]
             self.score_ax_ = self.ax_.twinx()
             (self.scores_,) = self.score_ax_.plot(
-                epochs[-len(self.validation_scores) :],
+                of_scores,
                 self.validation_scores,
                 color=COLOURS[1],
+                marker="." if len(self.validation_scores) < 20 else None,
                 lw=2,
                 ls="--",
             )
