@@ -13,6 +13,8 @@ from sklearn_sae._data.batches import Batch
 from sklearn_sae._data.trials import Trials
 from sklearn_sae._inference.data_term import log_likelihood
 from sklearn_sae._inference.linearisation import linearise
+from sklearn_sae._inference.model_variance import model_variance
+from sklearn_sae._inference.posterior import LaplacePosterior
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._inference.smoother import backward
 from sklearn_sae._model.autoencoder import SequentialAutoencoder
@@ -103,6 +105,17 @@ def log_posterior(model, prior, batch, z0):
     output = model.output(z0, len(batch.counts))
     fit = log_likelihood(model.likelihood, output, batch.counts, batch.mask)
     return fit + prior.log_density(z0)
+
+
+def variance_of_rollouts(model, trials, table):
+    """``model_variance`` from initial conditions, and inputs, in a table of trials."""
+    n_latents = model.readout.n_latents
+    prior = Prior.from_samples(table[:, :n_latents], model.inputs)
+
+    def posterior_of(batch, rows):
+        return LaplacePosterior(model, prior, batch, table[rows].T.contiguous())
+
+    return model_variance(model, trials, posterior_of, table.device)
 
 
 def run_script(script, *arguments, cwd=None):

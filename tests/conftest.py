@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sklearn_sae import NODESAE, RNNSAE
+from sklearn_sae._base import BaseSAE
 
 torch.set_num_threads(1)
 
@@ -42,6 +43,12 @@ def estimator(request):
 def fitted(request, spikes):
     """Each kind of model, fitted to ``spikes``; shared, so leave it as it is."""
     return MODELS[request.param].__class__(**MODELS[request.param].get_params()).fit(spikes)
+
+
+@pytest.fixture
+def rollouts(monkeypatch):
+    """Fits by rollouts from initial conditions, as with inferred inputs, but without these."""
+    monkeypatch.setattr(BaseSAE, "_on_paths", lambda self: False)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_the_steps_in_a_bin_keep_the_smallest_exponent(fitted):
     dynamics.solver = RungeKutta("midpoint", 100)
     with torch.no_grad():
         first, last = dynamics.mlp.weights
-        first.zero_(), last.zero_()
+        first.zero_(), last.zero_(), dynamics.mlp.linear.zero_()
         first[:2, :2] = 0.01 * torch.eye(2)
         turn = torch.tensor([[np.cos(0.7), np.sin(0.7)], [-np.sin(0.7), np.cos(0.7)]]).float()
         matrix = turn @ torch.diag(torch.tensor([-40, -0.5])) @ turn.T

@@ -22,7 +22,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from sklearn_sae import NODESAE, RNNSAE, _base
+from sklearn_sae import NODESAE, RNNSAE, _rollout_fits
 from sklearn_sae._data import trials as trials_module
 from sklearn_sae._data import validation
 from sklearn_sae._data.trials import Trials
@@ -53,9 +53,8 @@ def same_weights(first, second):
 
 
 def test_fit_learns_and_generalises(fitted, spikes):
-    # The first epochs see a shorter horizon, on which the loss is another one.
-    assert fitted.loss_curve_[-1] < fitted.loss_curve_[len(fitted.loss_curve_) // 2]
-    assert len(fitted.loss_curve_) == fitted.n_iter_ == fitted.max_epochs
+    assert fitted.score(spikes) > 0.1
+    assert len(fitted.loss_curve_) == fitted.n_iter_ >= fitted.max_epochs
     np.testing.assert_allclose(fitted.null_rates_, spikes.mean((0, 1)))
 
 
@@ -67,7 +66,7 @@ def test_semi_amortized_inference_finds_the_rotation(node, spikes):
 # ------------------------------------------------------------------ warm_start
 
 
-def test_warm_start_goes_on(estimator, spikes):
+def test_warm_start_goes_on(estimator, spikes, rollouts):
     estimator.set_params(warm_start=True, horizon_growth=0)
     estimator.fit(spikes)
     before = estimator.loss_curve_[:]
@@ -80,7 +79,7 @@ def test_warm_start_goes_on(estimator, spikes):
 
 
 @pytest.mark.parametrize("driven", [False, True])
-def test_warm_start_begins_where_the_trials_stood(node, spikes, driven, monkeypatch):
+def test_warm_start_begins_where_the_trials_stood(node, spikes, driven, monkeypatch, rollouts):
     inputs = np.random.default_rng(0).normal(size=(24, 12, 1)) if driven else None
     node.set_params(warm_start=True, max_epochs=100).fit(spikes, inputs=inputs)
     first, last = node.loss_curve_[0], node.loss_curve_[-1]
@@ -144,7 +143,7 @@ def test_warm_start_sees_a_list_that_was_changed_in_place(node, spikes):
         node.fit(spikes)
 
 
-def test_warm_start_takes_parameters_that_weights_do_not_depend_on(node, rnn, spikes):
+def test_warm_start_takes_parameters_that_weights_do_not_depend_on(node, rnn, spikes, rollouts):
     free = {"encoder_size": 3, "learning_rate": 1e-3, "clip_norm": None, "dropout": 0.1}
     accuracy = {"step_size": 0.5, "rtol": 1e-4, "atol": 1e-4, "hidden_sizes": [16]}
     node.set_params(max_epochs=1, warm_start=True).fit(spikes).set_params(**free, **accuracy)
@@ -206,7 +205,7 @@ def test_ctrl_c_in_the_first_epoch_of_several_models(node, spikes, monkeypatch):
     assert np.isfinite(node.transform(spikes)).all()
 
 
-def test_ctrl_c_restores_the_best_epoch_so_far(node, spikes, monkeypatch):
+def test_ctrl_c_restores_the_best_epoch_so_far(node, spikes, monkeypatch, rollouts):
     node.set_params(early_stopping=True, horizon_growth=0, max_epochs=4, n_iter_no_change=100)
     raise_in_backward(monkeypatch, KeyboardInterrupt(), n_before=15)
     with pytest.warns(ConvergenceWarning, match="epoch 4 of 4"):
@@ -278,10 +277,12 @@ def fail_in(part, monkeypatch):
     if part == "training":
         raise_in_backward(monkeypatch, FloatingPointError("lost"), n_before=2)
     elif part == "start":
-        monkeypatch.setattr(_base, "pca_start", raiser(FloatingPointError("lost")))
-        monkeypatch.setattr(_base, "FreeInitialConditions", raiser(FloatingPointError("lost")))
+        monkeypatch.setattr(_rollout_fits, "pca_start", raiser(FloatingPointError("lost")))
+        monkeypatch.setattr(
+            _rollout_fits, "FreeInitialConditions", raiser(FloatingPointError("lost"))
+        )
     elif part == "weights":
-        monkeypatch.setattr(_base.Member, "is_finite", lambda self: False)
+        monkeypatch.setattr(_rollout_fits.Member, "is_finite", lambda self: False)
     else:
         monkeypatch.setattr(fitted_model, "model_variance", raiser(FloatingPointError("lost")))
 
@@ -298,7 +299,7 @@ PARTS = ["start", "training", "weights", "model_variance"]
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("n_init", [1, 2])
-def test_a_first_fit_that_fails_leaves_nothing(node, spikes, monkeypatch, part, n_init):
+def test_a_first_fit_that_fails_leaves_nothing(node, spikes, monkeypatch, part, n_init, rollouts):
     node.set_params(max_epochs=2, n_init=n_init)
     fail_in(part, monkeypatch)
     with pytest.raises(FloatingPointError):
@@ -311,7 +312,9 @@ def test_a_first_fit_that_fails_leaves_nothing(node, spikes, monkeypatch, part, 
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("warm_start", [False, True])
-def test_a_later_fit_that_fails_leaves_all_as_it_was(node, spikes, monkeypatch, part, warm_start):
+def test_a_later_fit_that_fails_leaves_all_as_it_was(
+    node, spikes, monkeypatch, part, warm_start, rollouts
+):
     stimuli = np.ones((24, 12, 1))
     node.set_params(max_epochs=2, early_stopping=True, horizon_growth=0, likelihood="gaussian")
     node.fit(spikes, inputs=stimuli).set_params(warm_start=warm_start)
@@ -357,7 +360,7 @@ def stopping(estimator):
     )
 
 
-def test_early_stopping_stops_when_nothing_is_gained(stopping, spikes):
+def test_early_stopping_stops_when_nothing_is_gained(stopping, spikes, rollouts):
     stopping.fit(spikes)
     # A quarter of the forty epochs grows the horizon; one scores, and three do not gain on it.
     assert len(stopping.validation_scores_) == 4
@@ -365,12 +368,12 @@ def test_early_stopping_stops_when_nothing_is_gained(stopping, spikes):
     assert stopping.best_validation_score_ == max(stopping.validation_scores_)
 
 
-def test_early_stopping_does_not_stop_while_the_score_rises(node, spikes):
+def test_early_stopping_does_not_stop_while_the_score_rises(node, spikes, rollouts):
     node.set_params(early_stopping=True, horizon_growth=0, n_iter_no_change=40, tol=0.0).fit(spikes)
     assert node.n_iter_ == len(node.validation_scores_) == 40
 
 
-def test_early_stopping_restores_the_best_epoch(estimator, spikes):
+def test_early_stopping_restores_the_best_epoch(estimator, spikes, rollouts):
     # At this learning rate the model is soon worse than at its start.
     estimator.set_params(
         early_stopping=True,
@@ -388,14 +391,14 @@ def test_early_stopping_restores_the_best_epoch(estimator, spikes):
     assert np.array_equal(estimator.transform(spikes), stopped.transform(spikes))
 
 
-def test_validation_trials_are_not_trained_on(node, spikes):
+def test_validation_trials_are_not_trained_on(node, spikes, rollouts):
     node.set_params(early_stopping=True, max_epochs=2).fit(spikes)
-    assert len(node.training_initial_conditions_) == len(spikes) - 3
+    assert len(node.training_initial_conditions_) == len(spikes) - 5
     node.set_params(validation_fraction=0.5).fit(spikes)
     assert len(node.training_initial_conditions_) == 12
 
 
-def test_many_validation_trials_are_scored_in_batches(estimator, spikes, monkeypatch):
+def test_many_validation_trials_are_scored_in_batches(estimator, spikes, monkeypatch, rollouts):
     estimator.set_params(early_stopping=True, horizon_growth=0, max_epochs=4)
     estimator.set_params(validation_fraction=0.5).fit(spikes)
     scores, sizes = estimator.validation_scores_, []
@@ -474,7 +477,7 @@ def test_a_memory_map_is_only_ever_read_in_parts(node, inference, tmp_path, monk
     assert max(n_read) <= 256
 
 
-def test_early_stopping_that_never_begins_is_told(node, spikes):
+def test_early_stopping_that_never_begins_is_told(node, spikes, rollouts):
     for growth in (1.0, 0.999):
         node.set_params(early_stopping=True, horizon_growth=growth, max_epochs=3)
         with pytest.warns(UserWarning, match="early_stopping=True has no effect") as caught:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from sklearn_sae import NODESAE, RNNSAE, _base
+from sklearn_sae import NODESAE, RNNSAE, _rollout_fits
 from sklearn_sae._inference.prior import Prior
 from sklearn_sae._model.solvers import SOLVERS
 
@@ -18,12 +18,12 @@ def records(monkeypatch):
     """What training reports after each epoch."""
     records = []
 
-    def spy(*args, train=_base.train, **kwargs):
+    def spy(*args, train=_rollout_fits.train, **kwargs):
         for record in train(*args, **kwargs):
             records.append(record)
             yield record
 
-    monkeypatch.setattr(_base, "train", spy)
+    monkeypatch.setattr(_rollout_fits, "train", spy)
     return records
 
 
@@ -47,7 +47,7 @@ COMMON_EFFECTS = {
     "inference": ({}, "amortized"),
     "encoder_size": (AMORTIZED, 9),
     "dropout": (AMORTIZED, 0.5),
-    "initial_condition_dropout": ({}, 0.5),
+    "initial_condition_dropout": (AMORTIZED, 0.5),
     "coordinated_dropout": (AMORTIZED, 0.5),
     "optimizer": ({}, "adam"),
     "learning_rate": ({}, 0.02),
@@ -57,14 +57,14 @@ COMMON_EFFECTS = {
     "clip_norm": ({}, 0.01),
     "batch_size": ({}, 24),
     "max_epochs": ({}, 3),
-    "n_init": ({}, 2),
-    "horizon_start": ({}, 4),
-    "horizon_step": ({"horizon_start": 4}, 6),
-    "horizon_growth": ({"horizon_start": 4}, 0),
-    "early_stopping": ({}, True),
+    "n_init": (AMORTIZED, 2),
+    "horizon_start": (AMORTIZED, 4),
+    "horizon_step": (AMORTIZED | {"horizon_start": 4}, 6),
+    "horizon_growth": (AMORTIZED | {"horizon_start": 4}, 0),
+    "early_stopping": (AMORTIZED, True),
     "validation_fraction": (STOPPING, 0.5),
-    "n_iter_no_change": ({**STOPPING, "tol": 100.0}, 1),
-    "tol": ({**STOPPING, "n_iter_no_change": 1, "validation_fraction": 0.25}, 100.0),
+    "n_iter_no_change": ({**AMORTIZED, **STOPPING, "tol": 100.0}, 1),
+    "tol": ({**AMORTIZED, **STOPPING, "n_iter_no_change": 1, "validation_fraction": 0.25}, 100.0),
     "random_state": ({}, 1),
 }
 NODE_EFFECTS = COMMON_EFFECTS | {
@@ -75,7 +75,7 @@ NODE_EFFECTS = COMMON_EFFECTS | {
     "step_size": ({}, 0.5),
     "rtol": ({"solver": "adaptive_heun", "atol": 1e-5}, 1e-5),
     "atol": ({"solver": "adaptive_heun", "rtol": 1e-5}, 1e-5),
-    "adjoint": ({}, True),
+    "adjoint": (AMORTIZED, True),
 }
 RNN_EFFECTS = COMMON_EFFECTS | {
     "cell": ({}, "rnn"),
@@ -164,7 +164,8 @@ def test_hidden_sizes_and_activation_of_the_vector_field(node, spikes, hidden_si
     weights = field_weights(node)
     assert [len(weight) for weight in weights] == [*hidden_sizes, 2]
     z = np.random.default_rng(0).normal(size=(20, 2))
-    np.testing.assert_allclose(node.vector_field(z), 0.1 * mlp(weights, activation, z), atol=1e-5)
+    expected = mlp(weights, activation, z) + z @ node.model_.dynamics.mlp.linear.numpy().T
+    np.testing.assert_allclose(node.vector_field(z), 0.1 * expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("residual", [None, 0.1])
@@ -175,6 +176,7 @@ def test_cell_and_residual(rnn, spikes, cell, residual):
     module = rnn.model_.dynamics.cell
     if cell == "mlp":
         expected = mlp([weight.numpy() for weight in module.weights], "relu", z)
+        expected = expected + z @ module.linear.numpy().T
     elif cell == "rnn":
         weight = module.weight.numpy()
         expected = np.tanh(z @ weight[:, :-1].T + weight[:, -1])
@@ -247,7 +249,7 @@ def test_tolerances_refine_an_adaptive_solver(turning):
 
 
 @pytest.mark.parametrize("solver", ["rk4", "dopri5"])
-def test_adjoint_gradients_fit_the_same_model(node, spikes, solver):
+def test_adjoint_gradients_fit_the_same_model(node, spikes, solver, rollouts):
     # Both gradients are right up to the solver's error, so it has to be small; and SOAP's first
     # steps, unlike Adam's, amplify what little they differ by.
     node.set_params(solver=solver, rtol=1e-5, atol=1e-5, step_size=0.25)
@@ -271,7 +273,7 @@ def test_inference_decides_what_is_learned(node, spikes):
     assert not hasattr(amortized, "training_initial_conditions_")
 
 
-def test_max_refine_iter(node, spikes):
+def test_max_refine_iter(node, spikes, rollouts):
     node.fit(spikes[:18])
     learned = node.training_initial_conditions_
     node.set_params(max_refine_iter=0).fit(spikes[:18])
@@ -317,11 +319,11 @@ def count_steps(estimator, X, monkeypatch):
     ("batch_size", "n_batches"), [("auto", 4), (6, 4), (8, 3), (24, 1), (1000, 1), (1, 24)]
 )
 def test_batch_size(node, spikes, monkeypatch, batch_size, n_batches):
-    node.set_params(batch_size=batch_size, max_epochs=2)
+    node.set_params(batch_size=batch_size, max_epochs=2, inference="amortized")
     assert count_steps(node, spikes, monkeypatch) == 2 * n_batches
 
 
-def test_learning_rate(node, spikes):
+def test_learning_rate(node, spikes, rollouts):
     node.set_params(max_epochs=1)
     still, slow, fast = (
         clone(node).set_params(learning_rate=rate).fit(spikes) for rate in (1e-12, 1e-4, 1e-2)
@@ -334,7 +336,7 @@ def test_learning_rate(node, spikes):
     assert 20 < moved(fast) / moved(slow) < 500
 
 
-def test_learning_rate_schedule(node, spikes, records):
+def test_learning_rate_schedule(node, spikes, records, rollouts):
     node.set_params(max_epochs=30, learning_rate=0.005)
     node.set_params(learning_rate_schedule="constant").fit(spikes)
     assert {record.learning_rate for record in records} == {0.005}
@@ -348,7 +350,7 @@ def test_learning_rate_schedule(node, spikes, records):
         assert rates[-1] / max(rates) == pytest.approx(last, abs=0.005)
 
 
-def test_horizon(node, spikes, records):
+def test_horizon(node, spikes, records, rollouts):
     node.set_params(max_epochs=20, horizon_start=3, horizon_step=3, horizon_growth=0.5).fit(spikes)
     horizons = [record.horizon for record in records]
     assert horizons[0] == 3 and horizons[10:] == [12] * 10
@@ -361,7 +363,7 @@ def test_horizon(node, spikes, records):
     assert {record.horizon for record in records} == {12}
 
 
-def test_weight_decay_shrinks_weights(node, spikes):
+def test_weight_decay_shrinks_weights(node, spikes, rollouts):
     def size(weight_decay):
         fitted = clone(node).set_params(weight_decay=weight_decay).fit(spikes)
         return sum(np.square(weight).sum() for weight in field_weights(fitted))

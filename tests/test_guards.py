@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from common import generator, make_model
+from common import generator, make_model, variance_of_rollouts
 
 from sklearn_sae import NODESAE
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference.model_variance import model_variance
 from sklearn_sae._model.inputs import Inputs, InputStatistics
 
 # ------------------------------------------------------------------ what weights leave open
@@ -26,7 +25,7 @@ def test_variance_due_to_the_weights(n_bins):
     # Spikes of a neuron that varies on its own tell less.
     n_spikes = float((rates / model.likelihood.private_dispersion[:, 0]).sum())
     expected = n_weights / (n_spikes + 400 * n_weights)
-    assert model_variance(model, trials, z0.T) == pytest.approx(expected, rel=1e-5)
+    assert variance_of_rollouts(model, trials, z0.T) == pytest.approx(expected, rel=1e-5)
 
 
 def test_rates_leave_an_affine_change_of_the_latents_open():

@@ -1,16 +1,23 @@
 """Paths under process noise, against dense algebra, and long trials as users meet them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from common import DYNAMICS, generator, make_problem
+from common import CPU, DYNAMICS, generator, make_model, make_problem
 
 from sklearn_sae import NODESAE, load
 from sklearn_sae._data.pieces import Pieces
 from sklearn_sae._data.trials import Trials
 from sklearn_sae._inference.data_term import log_likelihood
-from sklearn_sae._inference.noisy_smoother import path_covariances, path_step
-from sklearn_sae._inference.paths import PathPosterior, _Paths, learn_process_noise
+from sklearn_sae._inference.noisy_smoother import path_moments, path_step
+from sklearn_sae._inference.paths import PathPosterior, Paths
+from sklearn_sae._inference.prior import Prior
+from sklearn_sae._model.dynamics import Map
+from sklearn_sae._model.inputs import Inputs
+from sklearn_sae._model.state_maps import MLP
+from sklearn_sae._training.path_training import HeldOut, Model, evidence
 from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.metrics import rate_r2
 
@@ -20,7 +27,7 @@ NOISE = torch.tensor([0.02, 0.05, 0.01], dtype=torch.float64)
 def paths_of(kind="ode", missing=0.0):
     """Paths of a small problem, and latents some way off the dynamics."""
     model, prior, batch, z0 = make_problem(kind, missing=missing)
-    paths = _Paths(model, prior, batch)
+    paths = Paths(model, prior, batch)
     latents = model.rollout(z0, 12)
     latents = latents + 0.1 * torch.randn(latents.shape, generator=generator(), dtype=latents.dtype)
     return paths, paths.at(latents)
@@ -29,7 +36,7 @@ def paths_of(kind="ode", missing=0.0):
 def dense(paths, path, trial, noise):
     """Gradient and Gauss-Newton precision of one trial's path, by automatic differentiation."""
     model, prior, batch = paths.model, paths.prior, paths.batch.only(torch.tensor([trial]))
-    z = path.latents[..., trial]
+    z = path.states[..., trial]
 
     def innovations(z):
         return z[1:] - model.dynamics.step(z[:-1].T).T
@@ -59,35 +66,53 @@ def dense(paths, path, trial, noise):
 def test_a_step_is_that_of_dense_algebra(kind, missing):
     paths, path = paths_of(kind, missing)
     linear, found = paths.expand(path, NOISE)
-    step = path_step(linear, found, path.defects, NOISE)
+    step, costates = path_step(linear, found)
     for trial in (0, 3):
         gradient, precision, _ = dense(paths, path, trial, NOISE)
         expected = torch.linalg.solve(precision, gradient).unflatten(0, (-1, 3))
         torch.testing.assert_close(step[:, trial], expected, rtol=1e-7, atol=1e-9)
+    # The costate is the noise at the end of the step over its variance.
+    moved = torch.stack(
+        [a @ z for a, z in zip(paths.expand_at(path.states)[1], step[:-1, ..., None], strict=True)]
+    )[..., 0]
+    noise = step[1:] - moved - path.defects
+    torch.testing.assert_close(NOISE * costates, noise, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.4])
 def test_covariances_and_what_is_determined_are_those_of_dense_algebra(missing):
     paths, path = paths_of(missing=missing)
     linear, found = paths.expand(path, NOISE)
-    covariances, determined = path_covariances(linear, found, NOISE)
+    moments = path_moments(linear, found, NOISE)
     for trial in (0, 3):
         _, precision, of_noise = dense(paths, path, trial, NOISE)
         inverse = torch.linalg.inv(precision)
         for t in range(12):
             own = slice(3 * t, 3 * t + 3)
-            torch.testing.assert_close(covariances[trial, t], inverse[own, own])
+            torch.testing.assert_close(moments.covariances[t, trial], inverse[own, own])
+            if t == 11:
+                continue
+            after, transition = (
+                slice(3 * t + 3, 3 * t + 6),
+                paths.expand_at(path.states)[1][t][trial],
+            )
+            with_next = moments.closed[t, trial] @ inverse[own, own]
+            torch.testing.assert_close(with_next, inverse[after, own])
+            missing_part = transition @ inverse[own, own] - inverse[after, own]
+            pulled = NOISE[:, None] * moments.with_costate[t, trial]
+            torch.testing.assert_close(pulled, missing_part)
         of_innovations = (of_noise @ inverse @ of_noise.T).diagonal().unflatten(0, (-1, 3))
-        torch.testing.assert_close(determined[:, trial], (1 - of_innovations / NOISE).sum(1))
+        share = NOISE * moments.determined[:, trial]
+        torch.testing.assert_close(share, 1 - of_innovations / NOISE)
 
 
 def test_without_noise_a_step_stays_on_the_dynamics():
     model, prior, batch, z0 = make_problem()
-    paths, none = _Paths(model, prior, batch), torch.zeros(3, dtype=torch.float64)
+    paths, none = Paths(model, prior, batch), torch.zeros(3, dtype=torch.float64)
     path = paths.at(model.rollout(z0, 12))
     linear, found = paths.expand(path, none)
-    step = path_step(linear, found, path.defects, none)
-    for t, transition in enumerate(linear.transitions):
+    step, _ = path_step(linear, found)
+    for t, transition in enumerate(paths.expand_at(path.states)[1]):
         expected = (transition @ step[t][..., None])[..., 0]
         torch.testing.assert_close(step[t + 1], expected)
 
@@ -106,8 +131,8 @@ def test_after_its_end_a_trial_follows_the_dynamics():
     paths, path = paths_of()
     paths.within[6:, 2] = False
     latents = paths.continued(path)
-    assert torch.equal(latents[:7], path.latents[:7])
-    assert torch.equal(latents[..., 0], path.latents[..., 0])
+    assert torch.equal(latents[:7], path.states[:7])
+    assert torch.equal(latents[..., 0], path.states[..., 0])
     for t in range(6, 11):
         torch.testing.assert_close(
             latents[t + 1, :, 2:3], paths.model.dynamics.step(latents[t, :, 2:3])
@@ -125,9 +150,83 @@ def test_noise_of_known_size_is_learned(size):
         z.append(model.dynamics.step(z[-1]) + noise)
     rates = model.likelihood.rates(model.readout(torch.stack(z)))
     counts = np.random.default_rng(0).poisson(rates.permute(2, 0, 1).numpy())
-    trials = Trials(counts, has_missing=False)
-    found = learn_process_noise(model, trials, z[0].T.contiguous())
-    assert found.square().mean().sqrt() == pytest.approx(size, rel=0.25)
+    prior = Prior(torch.zeros(3), torch.eye(3))
+    held_out = HeldOut(Trials(counts, has_missing=False), Model(model, prior, 1e-3), CPU)
+    for _ in range(40):
+        held_out.learn_noise()
+    assert held_out.model.noise**0.5 == pytest.approx(size, rel=0.1)
+
+
+def driven_gaussian(noise):
+    """A linear model with known inputs of Gaussian data, in which nothing is approximated."""
+    model = make_model("residual mlp", n_neurons=5, likelihood="gaussian").requires_grad_(True)
+    dynamics = MLP(3, (), "tanh", generator())
+    matrix = torch.randn(3, 3, generator=generator(1)) / 3
+    dynamics.start_at(matrix)
+    dynamics.add_offset(torch.tensor([0.1, -0.2, 0.3]))
+    model.dynamics = Map(dynamics, None)
+    model.inputs = Inputs(3, 2, 0, generator())
+    model.inputs.known.data.normal_(generator=generator(2))
+    model = model.double()
+    rng = np.random.default_rng(0)
+    counts = rng.normal(size=(4, 7, 5))
+    counts[rng.random(counts.shape) < 0.2] = np.nan
+    inputs = rng.normal(size=(4, 7, 2)).astype(np.float32)
+    batch = Trials(counts, has_missing=True, inputs=inputs).batch(np.arange(4), CPU)
+    batch = replace(batch, counts=batch.counts.double(), inputs=batch.inputs.double())
+    mean = torch.tensor([0.2, 0.0, -0.1], dtype=torch.float64)
+    return Paths(model, Prior(mean, 2 * torch.eye(3, dtype=torch.float64)), batch)
+
+
+def marginal(paths, noise):
+    """Log-density of the observed entries of all trials, from their joint Gaussian."""
+    model, batch = paths.model, paths.batch
+    (weight,) = model.dynamics.parameters()
+    a, b = weight[:, :3], weight[:, 3]
+    kernel, bias = model.readout.weight[:, :3], model.readout.weight[:, 3]
+    likelihood, total = model.likelihood, 0.0
+    spread = (likelihood.dispersion * likelihood.private_dispersion)[:, 0]
+    for k in range(len(batch)):
+        mean, cov = [paths.prior.mean], [torch.linalg.inv(paths.prior.precision)]
+        for t in range(6):
+            mean.append(a @ mean[-1] + b + model.inputs.known @ batch.inputs[t, :, k])
+            cov.append(a @ cov[-1] @ a.T + torch.diag(noise))
+        blocks = []
+        for t in range(7):
+            row = [
+                torch.linalg.matrix_power(a, t - s) @ cov[s]
+                if s <= t
+                else (torch.linalg.matrix_power(a, s - t) @ cov[t]).T
+                for s in range(7)
+            ]
+            blocks.append(torch.cat(row, dim=1))
+        whole = torch.kron(torch.eye(7, dtype=a.dtype), likelihood.scale * kernel)
+        expected = torch.stack(mean) @ kernel.T + bias
+        expected = (likelihood.centre[:, 0] + likelihood.scale[:, 0] * expected).flatten()
+        covariance = whole @ torch.cat(blocks) @ whole.T + torch.diag(spread.repeat(7))
+        seen = batch.mask[..., k].flatten()
+        data = torch.distributions.MultivariateNormal(expected[seen], covariance[seen][:, seen])
+        total = total + data.log_prob(batch.counts[..., k].flatten()[seen])
+    return total
+
+
+@pytest.mark.parametrize("size", [0.3, 1e-3])
+def test_training_follows_the_gradient_of_the_evidence(size):
+    noise = torch.full((3,), size, dtype=torch.float64)
+    paths = driven_gaussian(noise)
+    with torch.no_grad():
+        path = paths.climb(paths.at_rest(), noise, 3)
+        found = paths.step(path, noise)
+    gain, dynamics, _ = evidence(paths, path, found)
+    weights = [p for p in paths.model.parameters() if p.numel()]
+    ours = torch.autograd.grad(gain + dynamics, weights, allow_unused=True)
+    exact = torch.autograd.grad(marginal(paths, noise), weights, allow_unused=True)
+    n_compared = 0
+    for one, other in zip(ours, exact, strict=True):
+        if other is not None and other.abs().max() > 0:
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+            n_compared += 1
+    assert n_compared == 3
 
 
 # ------------------------------------------------------------------ pieces
@@ -213,11 +312,9 @@ def posteriors(est, spikes):
     return est._fitted_model.posteriors(trials, torch.device("cpu"))
 
 
-def test_short_trials_and_other_inference_have_no_process_noise():
-    spikes, _ = rotations(8, 0, n_bins=201)
+def test_other_inference_has_no_process_noise():
+    spikes, _ = rotations(8, 0, n_bins=40)
     settings = {"n_latents": 2, "max_epochs": 1, "random_state": 0}
-    assert hasattr(NODESAE(**settings).fit(spikes), "process_noise_")
-    assert not hasattr(NODESAE(**settings).fit(spikes[:, :200]), "process_noise_")
     for changed in ({"inference": "amortized"}, {"n_inferred_inputs": 1}):
         assert not hasattr(NODESAE(**settings, **changed).fit(spikes), "process_noise_")
 

@@ -250,7 +250,8 @@ def test_learning_curve(est, tmp_path):
     display = LearningCurveDisplay.from_estimator(est)
     assert drawn(display, tmp_path)
     np.testing.assert_array_equal(display.loss_.get_ydata(), est.loss_curve_)
-    assert display.scores_ is None
+    np.testing.assert_array_equal(display.scores_.get_xdata(), est.validation_epochs_)
+    assert LearningCurveDisplay([3.0, 2.0]).plot().scores_ is None
     stopped = LearningCurveDisplay([3.0, 2.0, 1.5], [0.1, 0.2]).plot()
     np.testing.assert_array_equal(stopped.scores_.get_xdata(), [2, 3])
 

@@ -12,6 +12,7 @@ from sklearn_sae._inference.candidates import best_start
 from sklearn_sae._inference.scoring import bits_gained
 from sklearn_sae._model.likelihoods import LIKELIHOODS
 from sklearn_sae._saving.files import read, write
+from sklearn_sae._training.path_training import Model
 from sklearn_sae._training.private_dispersion import WINDOW, private_dispersion
 
 # Three neurons have a gain of their own in every trial.
@@ -50,9 +51,8 @@ def test_dispersion_is_that_of_each_neuron(drifting):
 def test_what_is_private_does_not_move_the_others(drifting, monkeypatch):
     est, spikes, _ = drifting
     new, rates = rhythm(50, 1, 0.6)
-    monkeypatch.setattr(
-        "sklearn_sae._training.initial_conditions.EPOCHS_OF_DISPERSIONS", [], raising=True
-    )
+    for module in ("linear_start", "path_fit"):
+        monkeypatch.setattr(f"sklearn_sae._training.{module}.WHEN_DISPERSION", ())
     without = NODESAE(n_latents=2, max_epochs=100, random_state=0).fit(spikes)
     assert (without.dispersion_ == 1).all()
 
@@ -115,7 +115,8 @@ def test_of_many_trials_some_are_measured(drifting, monkeypatch):
     est, spikes, _ = drifting
     inference = est._fitted_model.inference(CPU)
     trials = Trials(spikes, has_missing=False)
-    table = torch.from_numpy(est.training_initial_conditions_)
+    noise = float(inference.process_noise.mean())
+    table = Model(inference.model, inference.prior, noise).states_of(trials, 5)
     whole = private_dispersion(inference, trials, table, 40)
     monkeypatch.setattr("sklearn_sae._training.private_dispersion.MOST_TRIALS", 50)
     some = private_dispersion(inference, trials, table, 40)
@@ -139,6 +140,7 @@ def test_an_encoder_leaves_it_at_one():
 def test_files_from_before_it_load_with_ones(likelihood, tmp_path):
     spikes, _ = rhythm(12, 0, 0.0)
     est = NODESAE(n_latents=2, likelihood=likelihood, max_epochs=3, random_state=0).fit(spikes)
+    est.model_.likelihood.private_dispersion.fill_(1.0)
     path = tmp_path / "old.safetensors"
     est.save(path)
     content, arrays = read(path)

@@ -18,6 +18,8 @@ from sklearn_sae._training.ensemble import rollouts
 from sklearn_sae._training.loop import train
 from sklearn_sae._training.optimizers import OPTIMIZERS, Soap
 
+pytestmark = pytest.mark.usefixtures("rollouts")
+
 SHORT = SMALL | {"max_epochs": 8, "learning_rate": 0.03, "validation_fraction": 0.25}
 AMORTIZED = {"inference": "amortized", "dropout": 0.2, "initial_condition_dropout": 0.1}
 KINDS = {
@@ -197,7 +199,7 @@ def break_members(monkeypatch, numbers, after=0):
                 break_now()
             yield record
 
-    monkeypatch.setattr("sklearn_sae._base.train", train_broken)
+    monkeypatch.setattr("sklearn_sae._rollout_fits.train", train_broken)
 
 
 def test_each_stops_when_its_own_score_says_so(spikes):

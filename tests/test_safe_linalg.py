@@ -3,10 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from common import CPU, batch_of, generator, make_problem
+from common import CPU, batch_of, generator, make_problem, variance_of_rollouts
 
 from sklearn_sae._data.trials import Trials
-from sklearn_sae._inference.model_variance import model_variance
 from sklearn_sae._inference.newton import refine
 from sklearn_sae._inference.posterior import LaplacePosterior
 from sklearn_sae._inference.prior import Prior
@@ -83,7 +82,7 @@ def test_uncertainty_of_stretching_dynamics(likelihood, activation, factor, n_bi
     assert posterior.latent_std(0.1).isfinite().all()
     assert not posterior.rate_std(0.1)[posterior.rates.isfinite()].isnan().any()
     trials = Trials(counts, has_missing=False)
-    assert np.isfinite(model_variance(model, trials, variables.T.contiguous()))
+    assert np.isfinite(variance_of_rollouts(model, trials, variables.T.contiguous()))
 
 
 @pytest.mark.parametrize("factor", [1.0, 3.0])
@@ -108,5 +107,5 @@ def test_a_prior_of_samples_that_overflow_is_no_error():
 def test_model_variance_of_a_lost_model_is_no_error():
     model, _, counts, variables = stretched(n_bins=5, n_trials=4)
     trials = Trials(counts, has_missing=False)
-    variance = model_variance(model, trials, torch.full((4, 3), torch.nan, device=CPU))
+    variance = variance_of_rollouts(model, trials, torch.full((4, 3), torch.nan, device=CPU))
     assert np.isfinite(variance)

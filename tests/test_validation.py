@@ -116,7 +116,7 @@ def test_trials_and_neurons_swapped_at_transform(small_model):
 
 BAD_PARAMETERS = {
     "n_latents": [0, -1, 2.5, "three", None],
-    "hidden_sizes": [(), (0,), (2.5,), 128, "abc"],
+    "hidden_sizes": [(0,), (2.5,), 128, "abc"],
     "activation": ["sine", None],
     "encoder_size": [0],
     "likelihood": ["bernoulli", None],
