@@ -36,7 +36,7 @@ for name, estimator, published in [
     for part in ("validation", "test"):
         trials = data[part]
         latents = estimator.transform(data.spikes[trials])
-        rates = estimator.inverse_transform(latents)
+        rates = estimator.predict(data.spikes[trials])
         rows.append(
             {
                 "estimator": name,

@@ -281,8 +281,9 @@ def evaluate_model(cell, data, max_epochs):
     if max_epochs is not None:
         sae.set_params(max_epochs=max_epochs)
     row = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
-    watch = Watch(data, sae.max_epochs - LAST_EPOCHS.get(cell.recipe, 0))
+    watch = None
     if cell.recipe in LAST_EPOCHS:
+        watch = Watch(data, sae.max_epochs - LAST_EPOCHS[cell.recipe])
         sae._early_stopping = watch.bind
 
     start = time.perf_counter()
@@ -298,10 +299,9 @@ def evaluate_model(cell, data, max_epochs):
 
     for part in ("validation", "test"):
         spikes = data.spikes[data[part]]
-        latents = sae.transform(spikes)
-        row |= compare(part, data, sae.inverse_transform(latents), latents)
+        row |= compare(part, data, sae.predict(spikes), sae.transform(spikes))
         row[f"{part}_score"] = sae.score(spikes)
-    return row | watch.medians()
+    return row if watch is None else row | watch.medians()
 
 
 class Watch:

@@ -40,8 +40,9 @@ from sklearn_sae.datasets import make_chaotic_spikes
 from sklearn_sae.io import chop, merge
 from sklearn_sae.metrics import bits_per_spike, co_smoothing_rates
 
-# 320 trials of a second: large steps, and for long, keep models from learning them by heart. Found
-# by co-smoothing of two folds within the macaque's training trials of the first split.
+# Of models with inferred inputs, for 320 trials of a second: large steps, and for long, keep them
+# from learning these by heart. Found by co-smoothing of two folds within the macaque's training
+# trials of the first split. Models without inferred inputs have the defaults.
 FEW_SPIKES = {
     "learning_rate": 0.1,
     "learning_rate_schedule": "onecycle",
@@ -54,7 +55,7 @@ MODELS = {
 }
 GROWTH = {"n_latents": 24}
 N_INFERRED = (1, 2, 4, 8, 16)
-RAT = {"n_latents": 16, "weight_decay": 0.3, "max_epochs": 150}
+RAT = {"n_latents": 16}
 WINDOW, OVERLAP = 50, 25
 WIDTHS = (0, 5, 12, 25, 50, 100, 200)  # bins
 QUICK = {
@@ -143,8 +144,9 @@ def trials(spikes, target, onset, report, models=MODELS, n_inferred=N_INFERRED, 
         share("counts after movement onset", decoded(spikes[:, onset:].mean(axis=1)))
         for name, grid in models.items():
             start = time.perf_counter()
+            settings = FEW_SPIKES if "n_inferred_inputs" in grid else {}
             search = GridSearchCV(
-                NODESAE(random_state=0, **FEW_SPIKES | options),
+                NODESAE(random_state=0, **settings | options),
                 grid,
                 scoring=co_smoothing,
                 cv=StratifiedKFold(3, shuffle=True, random_state=0),
@@ -182,7 +184,7 @@ def session(spikes, position, report, **options):
     sae = NODESAE(random_state=0, **RAT | options).fit(training)
     chopped, layout = chop(spikes, WINDOW, OVERLAP)
     latents = sae.transform(chopped)
-    rates = sae.inverse_transform(latents)
+    rates = sae.predict(chopped)
     whole = merge(rates, layout)
     seconds = time.perf_counter() - start
     shared = {"n_latents": sae.n_latents}

@@ -26,13 +26,15 @@ DIMENSION = 3
 
 
 def main(quick, n_jobs, out):
-    n_trials, max_epochs, sizes = (40, 2, (2, 3)) if quick else (600, 150, (2, 3, 5, 10))
+    n_trials, sizes, options = (
+        (40, (2, 3), {"max_epochs": 2}) if quick else (600, (2, 3, 5, 10), {})
+    )
     data = make_chaotic_spikes("Arneodo", n_trials=n_trials, random_state=0)
     train, unseen = data.spikes[data.train], data.spikes[data.test]
 
     start = time.perf_counter()
     fits = {
-        (name, n_latents): model(n_latents, max_epochs=max_epochs, random_state=0)
+        (name, n_latents): model(n_latents, random_state=0, **options)
         for n_latents in sizes
         for name, model in MODELS.items()
     }
@@ -48,7 +50,7 @@ def main(quick, n_jobs, out):
         sae = fits[name, DIMENSION]
         inferred = sae.transform(unseen)
         latents[name] = align(inferred, latents["true"])
-        rates[name] = sae.inverse_transform(inferred)
+        rates[name] = sae.predict(unseen)
         found = rate_r2(rates["true"], rates[name]), state_r2(latents["true"], inferred)
         labels[name] = f"{name}, state $R^2$ {found[1]:.2f}"
         print(f"{name:4} with {DIMENSION} latents: rate R2 {found[0]:.3f}, state R2 {found[1]:.3f}")
