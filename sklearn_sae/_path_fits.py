@@ -76,7 +76,6 @@ class PathFits:
                 partial(self._network_of_seed, mean_counts=mean_counts),
                 settings,
                 seeds,
-                device,
             )
         before = [*self.loss_curve_] if continued else []
         finished = self._run(fit.epochs, fit, checkpoint, settings.max_epochs, depth=2)

@@ -12,7 +12,7 @@ from .._data.batches import Batch
 from .._model.likelihoods import Likelihood
 from .data_term import whole_log_likelihood
 
-__all__ = ["bits_gained", "hidden_entries", "without_silent"]
+__all__ = ["bits_gained", "gain_over_null", "hidden_entries", "without_silent"]
 
 SCORE_SEED = 0
 SCORE_FRACTION = 0.2
@@ -57,6 +57,16 @@ def without_silent(likelihood: Likelihood, null_rates: Tensor, batch: Batch) -> 
     return batch.hide(silent[:, None].expand_as(batch.counts))
 
 
+def gain_over_null(
+    likelihood: Likelihood, output: Tensor, null_rates: Tensor, batch: Batch, entries: Tensor
+) -> Tensor:
+    """Log-likelihood of ``entries`` that each trial gains over the null model ``(n_trials,)``."""
+    null = likelihood.null()
+    null_output = null.null_output(null_rates).expand_as(output)
+    of_model = whole_log_likelihood(likelihood, output, batch, entries)
+    return of_model - whole_log_likelihood(null, null_output, batch, entries)
+
+
 def bits_gained(
     likelihood: Likelihood, output: Tensor, null_rates: Tensor, batch: Batch, entries: Tensor
 ) -> Tensor:
@@ -68,9 +78,6 @@ def bits_gained(
     """
     if likelihood.of_counts:
         entries = entries & (null_rates > 0)[:, None]
-    null = likelihood.null()
-    gain = whole_log_likelihood(likelihood, output, batch, entries) - whole_log_likelihood(
-        null, null.null_output(null_rates).expand_as(output), batch, entries
-    )
+    gain = gain_over_null(likelihood, output, null_rates, batch, entries)
     units = likelihood.n_units(batch.counts, entries)
     return torch.stack([gain.sum() / math.log(2), units]).cpu().double()

@@ -19,6 +19,7 @@ from .._version import __version__
 from .early_stopping import EarlyStopping
 from .loop import Member, Record
 from .optimizers import Soap
+from .states import as_part, part_of
 
 __all__ = ["Checkpoint", "FitState", "Resumable", "identify"]
 
@@ -62,22 +63,22 @@ class FitState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """State as named tensors, not copied."""
-        state = {f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()}
+        state = as_part("optimizer", self.optimizer.state_dict())
         for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
             state[f"{i}.generator"] = member.generator.get_state()
             state[f"{i}.loss_curve"] = torch.tensor(curve, dtype=torch.float64, device="cpu")
             for part, holder in self._parts(i).items():
-                state |= {f"{part}.{name}": value for name, value in holder.state_dict().items()}
+                state |= as_part(part, holder.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the state of a fit from its ``state_dict``."""
-        self.optimizer.load_state_dict(_part("optimizer", state))
+        self.optimizer.load_state_dict(part_of("optimizer", state))
         for i, (member, curve) in enumerate(zip(self.members, self.loss_curves, strict=True)):
             member.generator.set_state(state[f"{i}.generator"])
             curve[:] = state[f"{i}.loss_curve"].tolist()
             for part, holder in self._parts(i).items():
-                holder.load_state_dict(_part(part, state))
+                holder.load_state_dict(part_of(part, state))
 
     def _parts(self, i: int) -> dict[str, Any]:
         parts: dict[str, Any] = {
@@ -85,13 +86,6 @@ class FitState:
             f"{i}.initial_conditions": self.members[i].initial_conditions,
         }
         return parts | {f"{i}.stopper": self.stoppers[i]} if self.stoppers else parts
-
-
-def _part(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    prefix = f"{part}."
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }
 
 
 class Checkpoint:

@@ -28,6 +28,7 @@ from .loop import Record, diverged
 from .optimizers import Soap
 from .path_training import HeldOut, Model, PathTraining, start_from
 from .schedule import LEARNING_RATES
+from .states import as_part, part_of
 
 __all__ = ["PathContinuation", "PathFit", "PathSettings"]
 
@@ -197,10 +198,10 @@ class _Member:
         state = {name: torch.tensor(v, dtype=torch.float64) for name, v in numbers.items()}
         for judged in self.judged:
             state[f"gains.{judged.epoch}"] = torch.from_numpy(judged.gains)
-            state |= {f"judged.{judged.epoch}.{k}": v for k, v in judged.state.items()}
-        state |= {f"training.{k}": v for k, v in self.training.state_dict().items()}
+            state |= as_part(f"judged.{judged.epoch}", judged.state)
+        state |= as_part("training", self.training.state_dict())
         state["held_out"] = self.held_out.table
-        return state | {f"dispersions.{k}": v for k, v in self.dispersions.items()}
+        return state | as_part("dispersions", self.dispersions)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the state from a ``state_dict``."""
@@ -233,7 +234,6 @@ class PathFit:
     settings : PathSettings
     seeds : list of int
         Of the models.
-    device : torch.device
     """
 
     def __init__(
@@ -244,9 +244,8 @@ class PathFit:
         build: Callable[[int], SequentialAutoencoder],
         settings: PathSettings,
         seeds: list[int],
-        device: torch.device,
     ) -> None:
-        self.trials, self.settings, self.device = trials, settings, device
+        self.trials, self.settings = trials, settings
         self.fit_linear, self.build = fit_linear, build
         training, held_out, self.rows = hold_out(trials, fraction, np.random.default_rng(seeds[0]))
         linear = fit_linear(training)
@@ -408,9 +407,9 @@ class PathFit:
             "refit_losses": torch.tensor(self.refit_losses, dtype=torch.float64)
         }
         for i, member in enumerate(self.members):
-            state |= {f"{i}.{name}": value for name, value in member.state_dict().items()}
+            state |= as_part(f"{i}", member.state_dict())
         if self.refit is not None:
-            state |= {f"refit.{name}": value for name, value in self.refit.state_dict().items()}
+            state |= as_part("refit", self.refit.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -490,11 +489,3 @@ def _n_units(trials: Trials, of_counts: bool) -> float:
         values = trials.view(row)
         total += float(np.nansum(values)) if of_counts else float(np.isfinite(values).sum())
     return total
-
-
-def part_of(part: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Entries of a state whose names start with ``part``, without that."""
-    prefix = f"{part}."
-    return {
-        name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
-    }

@@ -22,15 +22,16 @@ from torch import Tensor
 
 from .._data.batches import Batch
 from .._data.trials import Trials
-from .._inference.data_term import expected_log_likelihood, whole_log_likelihood
+from .._inference.data_term import expected_log_likelihood
 from .._inference.memory import trials_at_once
 from .._inference.paths import NoisyInference, Path, Paths, Step
 from .._inference.prior import Prior
+from .._inference.scoring import gain_over_null
 from .._model.autoencoder import SequentialAutoencoder
-from .._model.likelihoods import Likelihood
 from .linear_start import LARGEST_VARIANCE, SMALLEST_NOISE, LinearStart
 from .optimizers import Soap
 from .private_dispersion import private_dispersion
+from .states import as_part, part_of
 
 __all__ = ["HeldOut", "Model", "PathTraining", "evidence", "start_from"]
 
@@ -89,8 +90,8 @@ class Model:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy of the state as named tensors."""
-        weights = {f"network.{k}": v.clone() for k, v in self.network.state_dict().items()}
-        return weights | {
+        weights = {name: weight.clone() for name, weight in self.network.state_dict().items()}
+        return as_part("network", weights) | {
             "mean": self.prior.mean,
             "precision": self.prior.precision,
             "noise": torch.tensor([self.noise], dtype=torch.float64, device="cpu"),
@@ -98,9 +99,7 @@ class Model:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the state from a ``state_dict``."""
-        prefix = "network."
-        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        self.network.load_state_dict(weights)
+        self.network.load_state_dict(part_of("network", state))
         device = self.prior.mean.device
         mean, precision = (state[name].to(device) for name in ("mean", "precision"))
         self.prior = Prior(mean, precision, self.network.inputs)
@@ -233,7 +232,7 @@ class PathTraining:
         """State as named tensors, not copied."""
         state = {"table": self.table, "generator": self.generator.get_state()}
         for part, holder in self._parts().items():
-            state |= {f"{part}.{name}": value for name, value in holder.state_dict().items()}
+            state |= as_part(part, holder.state_dict())
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -241,10 +240,7 @@ class PathTraining:
         self.table.copy_(state["table"])
         self.generator.set_state(state["generator"])
         for part, holder in self._parts().items():
-            prefix = f"{part}."
-            holder.load_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
+            holder.load_state_dict(part_of(part, state))
 
     def _parts(self) -> dict[str, Any]:
         return {"model": self.model, "optimizer": self.optimizer}
@@ -315,8 +311,7 @@ class HeldOut:
         self.table = self.model.states_of(self.trials, STEPS)
         inference = self.model.inference(STEPS)
         likelihood = self.model.network.likelihood
-        rates = torch.from_numpy(self.null_rates).float().to(self.device)
-        null_output = likelihood.null().null_output(rates)
+        null_rates = torch.from_numpy(self.null_rates).float().to(self.device)
         gains = []
         for batch in self._chunks():
             seen = batch.hide_in_turn(self.parts)
@@ -327,18 +322,9 @@ class HeldOut:
                 mask=batch.observed().repeat(1, 1, len(self.parts)),
             )
             hidden = whole.observed() & ~seen.observed()
-            gain = _gain(posterior.mean_output, null_output, likelihood, whole, hidden)
+            gain = gain_over_null(likelihood, posterior.mean_output, null_rates, whole, hidden)
             gains.append(gain.unflatten(0, (len(self.parts), -1)))
         return torch.cat(gains, dim=1).cpu().double().numpy()
-
-
-def _gain(
-    output: Tensor, null: Tensor, likelihood: Likelihood, batch: Batch, entries: Tensor
-) -> Tensor:
-    null_model = likelihood.null()
-    return whole_log_likelihood(likelihood, output, batch, entries) - whole_log_likelihood(
-        null_model, null.expand_as(output), batch, entries
-    )
 
 
 def start_from(linear: LinearStart, network: SequentialAutoencoder) -> tuple[Model, Tensor, bool]:
