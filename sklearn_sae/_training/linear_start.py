@@ -155,7 +155,7 @@ class _LinearFit:
             paths = Paths(self.network, self.prior, batch)
             path, covariances = self._infer(paths, STEPS if i else FIRST_STEPS)
             self._add(sums, paths, path, *covariances)
-            output, variance = self._expected(path, covariances[0])
+            output = self._mean_output(path, covariances[0])
             self.network.likelihood.accumulate_residuals(output, batch)
             more = self._of_readout(batch, path, covariances[0], output)
             gradient, curvature = gradient + more[0], curvature + more[1]
@@ -179,8 +179,7 @@ class _LinearFit:
     def _add(self, sums: _Sums, paths: Paths, path: Path, own: Tensor, cross: Tensor) -> None:
         within = paths.within
         states = path.states.permute(0, 2, 1)
-        inside = torch.cat([torch.ones_like(within[:1]), within]) if len(within) else None
-        inside = torch.ones_like(states[..., 0], dtype=torch.bool) if inside is None else inside
+        inside = torch.cat([within.new_ones(1, states.shape[1]), within])
         before, after = states[:-1][within], states[1:][within]
         s0, s1, s01 = own[:-1][within], own[1:][within], cross[within]
         regressors = [before, before.new_ones(len(before), 1)]
@@ -190,7 +189,7 @@ class _LinearFit:
         x = torch.cat(regressors, dim=1)
         d = self.n_latents
         weight = _transition(self.network)[:, :-1]
-        through = (weight @ s01.sum(0).mT) if len(s01) else own.new_zeros(d, d)
+        through = weight @ s01.sum(0).mT
         sums.gram += x.T @ x
         sums.gram[:d, :d] += s0.sum(0)
         sums.target += x.T @ after
@@ -207,11 +206,10 @@ class _LinearFit:
         sums.n_trials += states.shape[1]
         sums.n_bins += int(inside.sum())
 
-    def _expected(self, path: Path, covariances: Tensor) -> tuple[Tensor, Tensor]:
+    def _mean_output(self, path: Path, covariances: Tensor) -> Tensor:
         readout, likelihood = self.network.readout, self.network.likelihood
         variance = readout.output_variance(path.states, covariances.transpose(0, 1))
-        variance = variance.clamp(0, LARGEST_VARIANCE)
-        return likelihood.mean_output(path.output, variance), variance
+        return likelihood.mean_output(path.output, variance.clamp(0, LARGEST_VARIANCE))
 
     def _of_readout(
         self, batch: Batch, path: Path, covariances: Tensor, output: Tensor
