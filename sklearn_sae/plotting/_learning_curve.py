@@ -14,9 +14,9 @@ class LearningCurveDisplay:
     """Loss of each epoch, and scores of trials that were held out.
 
     The loss is the mean negative log-likelihood per observed entry, without the part that only
-    depends on the counts. It jumps where the fit to all trials begins. With an encoder or inferred
-    inputs it is that within the horizon: while the horizon grows, the task grows harder, and the
-    loss may rise.
+    depends on the counts. It jumps where the fit to all trials begins, and where ``dispersion_``,
+    by which it is divided, is measured anew. With an encoder or inferred inputs it is that within
+    the horizon: while the horizon grows, the task grows harder, and the loss may rise.
 
     Parameters
     ----------
